@@ -1,0 +1,228 @@
+"""Settings of a trial: frozen, torch-free, checked where they are made.
+
+The YAML of a sweep is read straight into these classes, so that a field is written once: its name, its type,
+its unit (in the text below it) and its limits (in `__post_init__`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from trainables.errors import ConfigError
+
+QuantizerName = Literal["pact", "hwgq"]
+Augment = Literal["none", "flip", "crop-flip", "resized-crop-flip"]
+
+STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+"""Read by the spec's validator: unknown keys are errors, and nothing is converted silently."""
+
+
+def _positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{where}.{name} is {value}; give a positive number.")
+
+
+def _not_negative(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ConfigError(f"{where}.{name} is {value}; give zero or a positive number.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """The network whose bits are searched."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: str
+    """Key of `trainables.models.NETWORKS`."""
+    stem_bits: int = 8
+    """Weight and activation bits of the first convolution on deployment; float during search."""
+    head_bits: int = 8
+    """Weight and activation bits of the classifier on deployment; float during search."""
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    """Glob pattern of layer names -> weight and activation bits; these layers leave the search."""
+
+    def __post_init__(self) -> None:
+        for where, bits in (("stem_bits", self.stem_bits), ("head_bits", self.head_bits), *self.pinned.items()):
+            if not 2 <= bits <= 16:
+                raise ConfigError(f"network: {where} is {bits}; give 2 to 16 bits.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """The small data set of the search. Images become RGB squares; grey ones are repeated."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: str
+    """Key of `trainables.data.DATA_SETS`."""
+    image_size: int
+    """Side of the images given to the network, pixels."""
+    root: str = ""
+    """Folder of the data set; empty for one that is embedded or has a system-wide place."""
+    download: bool = False
+    """Fetch into `root` what torchvision can fetch, where the network allows it."""
+    augment: Augment = "none"
+    """Random changes of training images."""
+    fraction: float = 1.0
+    """Share of the training images that is used, stratified by class and seeded."""
+    loader_workers: int = 0
+    """Processes that decode images; 0 decodes in the trial's own process."""
+
+    def __post_init__(self) -> None:
+        _positive("data", image_size=self.image_size)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"data.fraction is {self.fraction}; give a share above 0 and up to 1.")
+        _not_negative("data", loader_workers=self.loader_workers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceConfig:
+    """Recipe of the full-precision reference: SGD with momentum, cosine to zero."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    epochs: int
+    batch_size: int = 64
+    """Images per step, over all workers."""
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("reference", epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        _not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetConfig:
+    """What every search on the supernet shares. Defaults are the GMPQ release's (batch 256, 25 epochs)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    zeta: float
+    """Weight of the complexity risk (eq. 6-7); 1 means the uniform start's expected BOPs weigh as much as one nat."""
+    quantizer: QuantizerName
+    """Quantiser of the supernet's branches."""
+    weight_bits: tuple[int, ...] = (2, 3, 4)
+    """Widths offered to weights."""
+    act_bits: tuple[int, ...] = (2, 3, 4)
+    """Widths offered to activations."""
+    epochs: int = 25
+    batch_size: int = 256
+    """Images per step, over all workers."""
+    weight_lr: float = 0.1
+    bit_lr: float = 0.01
+    """Learning rate of the bit logits."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr_decay_every: int = 10
+    """Epochs after which both learning rates are multiplied by 0.1, again and again."""
+    start: Literal["reference", "scratch"] = "reference"
+    """Float weights at the start of the search."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "method",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            weight_lr=self.weight_lr,
+            bit_lr=self.bit_lr,
+            lr_decay_every=self.lr_decay_every,
+        )
+        _not_negative("method", zeta=self.zeta, momentum=self.momentum, weight_decay=self.weight_decay)
+        for name, bits in (("weight_bits", self.weight_bits), ("act_bits", self.act_bits)):
+            if not bits or len(set(bits)) != len(bits) or not all(1 <= b <= 8 for b in bits):
+                raise ConfigError(f"method.{name} is {list(bits)}; give different widths from 1 to 8 bits.")
+        if self.quantizer == "pact" and 1 in self.weight_bits:
+            raise ConfigError(
+                "method.weight_bits: 'pact' has no 1-bit weights (its step T/(2^(b-1)-1) divides by zero); "
+                "start at 2 bits or use 'hwgq'."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GmpqConfig(SupernetConfig):
+    """GMPQ: task + zeta·complexity + eta·generalisation risk (eqs 6-10)."""
+
+    eta: float
+    """Weight of the generalisation risk (eq. 6)."""
+    capacity: float = 24.0
+    """Q_w0·Q_a0 of eq. 10, bits squared; only the product matters."""
+    top_k: int = 500
+    """Pixels that the reference ranks highest and that are compared; maps with fewer pixels keep all."""
+    resolution: Literal["native", "input"] = "native"
+    """Maps are compared as the network makes them, or upsampled bilinearly to the image's size."""
+    quantizer: QuantizerName = "pact"
+
+    def __post_init__(self) -> None:
+        # Zero-argument super() does not work in a dataclass with slots: the class is made anew.
+        SupernetConfig.__post_init__(self)
+        _not_negative("method", eta=self.eta)
+        _positive("method", capacity=self.capacity)
+        if self.top_k < 2:
+            raise ConfigError(f"method.top_k is {self.top_k}; a rank needs at least 2 pixels.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdmipsConfig(SupernetConfig):
+    """EdMIPS (Cai and Vasconcelos 2020): the same search without the generalisation risk."""
+
+    quantizer: QuantizerName = "hwgq"
+
+
+MethodConfig = GmpqConfig | EdmipsConfig
+METHOD_CONFIGS: dict[str, type[GmpqConfig] | type[EdmipsConfig]] = {"gmpq": GmpqConfig, "edmips": EdmipsConfig}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """Finetune of a policy's quantised network: Adam, ×0.1 at half and at three quarters of the epochs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    epochs: int
+    batch_size: int = 256
+    """Images per step, over all workers."""
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("finetune", epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        _not_negative("finetune", weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConfig:
+    """All that a trial's result depends on, besides the machine."""
+
+    network: NetworkConfig
+    data: DataConfig
+    reference: ReferenceConfig
+    method: MethodConfig
+    finetune: FinetuneConfig
+    seed: int = 0
+
+    @property
+    def reference_key(self) -> str:
+        """Name of the reference that this trial needs: equal for equal network, data and recipe."""
+        content = [
+            self.network.name,
+            {k: v for k, v in dataclasses.asdict(self.data).items() if k not in ("download", "loader_workers")},
+            dataclasses.asdict(self.reference),
+        ]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.network.name}-{self.data.name}-{digest[:12]}"
+
+
+def method_name(config: MethodConfig) -> str:
+    """The registry key of a method's settings."""
+    return next(name for name, cls in METHOD_CONFIGS.items() if type(config) is cls)

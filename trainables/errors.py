@@ -1,0 +1,33 @@
+"""What can go wrong for a user, each with a message that says the fix."""
+
+
+class BitfrontError(Exception):
+    """An error whose message is meant for the user as it stands, without a traceback."""
+
+
+class ConfigError(BitfrontError, ValueError):
+    """A setting that cannot work: what was found, and what would be right."""
+
+
+class DataMissingError(BitfrontError):
+    """A data set that is not where it was looked for, and how to get it."""
+
+
+class CoverageError(BitfrontError):
+    """A module that does work (multiply-accumulates) which no cost would count."""
+
+
+class DivergedError(BitfrontError):
+    """A loss that is no longer a finite number: a result of the settings, not a crash."""
+
+
+class SpecError(BitfrontError):
+    """Everything that is wrong with a sweep's YAML; one line per finding, each with file:line:column."""
+
+
+class TrackingError(BitfrontError):
+    """A tracking server that cannot be reached or refuses, and where it was looked for."""
+
+
+class StorageError(BitfrontError):
+    """A sweep's storage that is missing, incomplete or not writable."""
