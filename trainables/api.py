@@ -5,52 +5,26 @@ Imports torch only when a function is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 from trainables.config import TrialConfig
-from trainables.policy import PolicyRecord
+from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
 
-Stage = Literal["reference", "search", "finetune"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochReport:
-    """What is known after an epoch of one stage."""
-
-    stage: Stage
-    epoch: int
-    """Finished epochs of this stage, from 1."""
-    epochs: int
-    """Epochs that the stage has in all."""
-    metrics: Mapping[str, float]
+__all__ = ["EpochReport", "ReferenceRecord", "Report", "TrialResult", "ensure_reference", "run_trial"]
 
 
-class Report(Protocol):
-    """Called by rank 0 after every epoch."""
+def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
+    """Trains the full-precision reference of `config` into `store`, unless it is there."""
+    from trainables import reference
 
-    def __call__(self, epoch: EpochReport, /) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReferenceRecord:
-    """The trained full-precision reference, as its file in the store tells."""
-
-    key: str
-    top1: float
-    """Validation top-1, percent."""
-    device_hours: float
-    data_fingerprint: str
-    """SHA-256 of the training and validation images and labels."""
+    return reference.ensure_reference(config, report, store=store)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialResult:
-    """What a trial found. Every metric is a finite number."""
+def run_trial(config: TrialConfig, report: Report, *, store: Path) -> TrialResult:
+    """Search, discretise, finetune, measure: on every worker of the trial alike. Needs the reference in `store`.
 
-    record: PolicyRecord
-    metrics: Mapping[str, float]
-    """top1 (percent), ard (ranks), ard_normalised, entropy (nats), bops_g, bops_paper_g, compression, storage_mb,
-    storage_mib, float_mb, reference_top1, search_device_hours, finetune_device_hours, device_hours."""
+    Raises DivergedError where a loss left the finite numbers.
+    """
+    from trainables import trial
+
+    return trial.run_trial(config, report, store=store)

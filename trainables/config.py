@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from trainables.errors import ConfigError
 
 QuantizerName = Literal["pact", "hwgq"]
+Resolution = Literal["native", "input"]
 Augment = Literal["none", "flip", "crop-flip", "resized-crop-flip"]
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -32,6 +33,11 @@ def _not_negative(where: str, **values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
             raise ConfigError(f"{where}.{name} is {value}; give zero or a positive number.")
+
+
+def _check_top_k(where: str, top_k: int) -> None:
+    if top_k < 2:
+        raise ConfigError(f"{where}.top_k is {top_k}; a rank needs at least 2 pixels.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +165,7 @@ class GmpqConfig(SupernetConfig):
     """Q_w0·Q_a0 of eq. 10, bits squared; only the product matters."""
     top_k: int = 500
     """Pixels that the reference ranks highest and that are compared; maps with fewer pixels keep all."""
-    resolution: Literal["native", "input"] = "native"
+    resolution: Resolution = "native"
     """Maps are compared as the network makes them, or upsampled bilinearly to the image's size."""
     quantizer: QuantizerName = "pact"
 
@@ -168,8 +174,7 @@ class GmpqConfig(SupernetConfig):
         SupernetConfig.__post_init__(self)
         _not_negative("method", eta=self.eta)
         _positive("method", capacity=self.capacity)
-        if self.top_k < 2:
-            raise ConfigError(f"method.top_k is {self.top_k}; a rank needs at least 2 pixels.")
+        _check_top_k("method", self.top_k)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +206,24 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How the ARD of a finished policy is measured: equal for all trials of a sweep, whatever they searched with."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    batch_size: int = 256
+    """Images per pass, over all workers."""
+    top_k: int = 500
+    """Pixels that the reference ranks highest; maps with fewer pixels keep all."""
+    resolution: Resolution = "native"
+    """Maps as the network makes them, or upsampled bilinearly to the image's size."""
+
+    def __post_init__(self) -> None:
+        _positive("evaluation", batch_size=self.batch_size)
+        _check_top_k("evaluation", self.top_k)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
     """All that a trial's result depends on, besides the machine."""
 
@@ -209,6 +232,7 @@ class TrialConfig:
     reference: ReferenceConfig
     method: MethodConfig
     finetune: FinetuneConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
 
     @property

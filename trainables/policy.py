@@ -112,9 +112,7 @@ class PolicyRecord:
                 searched=_bits_table(content["searched"], origin),
                 pinned=_bits_table(content["pinned"], origin),
             )
-            record = cls(
-                policy=policy, method=content["method"], settings=content["settings"], costs=content["costs"]
-            )
+            record = cls(policy=policy, method=content["method"], settings=content["settings"], costs=content["costs"])
             found = content["hash"]
         except KeyError as error:
             raise ConfigError(f"{origin}: the policy file lacks {error.args[0]!r}.") from None

@@ -1,0 +1,1 @@
+"""Finetune of a policy's quantised network."""

@@ -1,0 +1,25 @@
+"""Search methods. `gmpq` and `edmips` share the loop and differ in the generalisation risk that they give it.
+
+A method is a module with `search(bench, config, report) -> BitPolicy` and an entry here.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from trainables.config import EdmipsConfig, GmpqConfig
+from trainables.methods import edmips, gmpq
+from trainables.policy import BitPolicy
+from trainables.reference import Bench
+from trainables.report import Report
+
+
+def search(bench: Bench, report: Report) -> BitPolicy:
+    """Runs the method that the trial's settings name."""
+    match bench.config.method:
+        case GmpqConfig() as config:
+            return gmpq.search(bench, config, report)
+        case EdmipsConfig() as config:
+            return edmips.search(bench, config, report)
+        case _ as unknown:
+            assert_never(unknown)

@@ -1,0 +1,1 @@
+"""Quantisers: `pact`, `hwgq`, the staircase that mixes their widths, and the layers that use them."""

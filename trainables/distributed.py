@@ -1,0 +1,50 @@
+"""One worker or several: plain torch.distributed, whoever started the processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """This process's place among the workers of a trial."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> Workers:
+        """From the process group, if one was started; the device is this process's own GPU or the CPU."""
+        grouped = dist.is_available() and dist.is_initialized()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local_rank % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+        return cls(dist.get_rank() if grouped else 0, dist.get_world_size() if grouped else 1, torch.device(device))
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """`net` with gradients averaged over the workers; itself where there is one."""
+        if self.size == 1:
+            return net
+        return DistributedDataParallel(net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of `values` over the workers, on each."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+
+def make_repeatable(seed: int) -> None:
+    """Same seed, same machine, same threads: same numbers, bit for bit."""
+    torch.manual_seed(seed)
+    # cuBLAS reads this when its first handle is made; without it deterministic mode refuses matrix products.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,71 @@
+"""What a network scores on the validation images: top-1, and how its attribution compares with the reference's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainables.attribution import Attribution, entropy, random_rank_difference, rank_difference, upsample
+from trainables.config import EvaluationConfig
+from trainables.distributed import Workers
+from trainables.training import Batches
+
+
+@torch.no_grad()
+def top1(net: nn.Module, batches: Batches, workers: Workers) -> float:
+    """Share of images whose largest logit is their label's, percent, over all workers' batches."""
+    net.eval()
+    counts = torch.zeros(2, dtype=torch.float64)
+    for images, labels in batches:
+        logits = net(images.to(workers.device))
+        counts += torch.tensor([float((logits.argmax(1).cpu() == labels).sum()), float(len(labels))])
+    right, seen = workers.total(counts.to(workers.device)).tolist()
+    return 100.0 * right / seen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttributionScore:
+    """Attribution of a quantised network against its reference, means over the validation images."""
+
+    ard: float
+    """Attribution rank difference, ranks."""
+    ard_normalised: float
+    """ARD over that of a random permutation of as many pixels."""
+    entropy: float
+    """Attribution entropy of the quantised network, nats."""
+    pixels: int
+    """Pixels that were ranked."""
+
+
+def compare_attribution(
+    quantized: nn.Module, reference: nn.Module, batches: Batches, workers: Workers, config: EvaluationConfig
+) -> AttributionScore:
+    """ARD and entropy of `quantized` (frozen here, in place) for the label's class."""
+    first_images = next(iter(batches))[0][:8].to(workers.device)
+    taps = []
+    for net in (quantized, reference):
+        net.eval().requires_grad_(False)
+        taps.append((Attribution(net, first_images), net))
+    sums, pixels = torch.zeros(3, dtype=torch.float64), 0
+    for images, labels in batches:
+        images, labels = images.to(workers.device), labels.to(workers.device)
+        ours, theirs = (tap.observe(net, images, labels)[1] for tap, net in taps)
+        if config.resolution == "input":
+            ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
+        difference = rank_difference(ours, theirs, top_k=config.top_k)
+        sums += torch.tensor([float(difference.sum()), float(entropy(ours).double().sum()), float(len(labels))])
+        pixels = min(config.top_k, ours.shape[1] * ours.shape[2])
+    for tap, _ in taps:
+        tap.detach()
+    difference_sum, entropy_sum, seen = workers.total(sums.to(workers.device)).tolist()
+    ard = difference_sum / seen
+    return AttributionScore(
+        ard=ard, ard_normalised=ard / random_rank_difference(pixels), entropy=entropy_sum / seen, pixels=pixels
+    )
+
+
+def device_hours(started_s: float, ended_s: float, workers: Workers) -> float:
+    """Time of all workers together, hours; each holds one device."""
+    return (ended_s - started_s) / 3600 * workers.size

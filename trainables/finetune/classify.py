@@ -1,0 +1,44 @@
+"""Short finetune of a policy on a classification set, from the reference's float weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainables.evaluation import AttributionScore, compare_attribution, top1
+from trainables.policy import BitPolicy
+from trainables.quantizers.layers import calibrate
+from trainables.reference import Bench
+from trainables.report import EpochReport, Report
+from trainables.supernet import deploy
+from trainables.training import TrainingPlan, at_shares, train
+
+
+def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, AttributionScore]:
+    """Validation top-1 (percent) and attribution of `policy` after the finetune; clips calibrated on one batch."""
+    config, workers = bench.config.finetune, bench.workers
+    net = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
+    images, _ = next(iter(bench.training_batches(0, config.batch_size)))
+    calibrate(net, images.to(workers.device))
+    net.requires_grad_(True)
+    model = workers.wrap(net)
+    scores: list[float] = []
+
+    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(model(images), labels)}
+
+    def on_epoch(epoch: int, means: dict[str, float]) -> None:
+        scores.append(top1(net, bench.validation_batches(), workers))
+        if workers.rank == 0:
+            metrics = {**means, "top1": scores[-1]}
+            report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
+
+    plan = TrainingPlan(
+        epochs=config.epochs,
+        batches=lambda epoch: bench.training_batches(epoch, config.batch_size),
+        optimizers=[torch.optim.Adam(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)],
+        lr_factor=at_shares(config.epochs),
+    )
+    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch)
+    score = compare_attribution(net, bench.reference, bench.validation_batches(), workers, bench.config.evaluation)
+    return scores[-1], score

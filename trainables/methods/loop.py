@@ -1,0 +1,99 @@
+"""The one search loop: a supernet trained with its bit logits, then discretised.
+
+Each step minimises R = R_E + ζ·R_C + η·R_G (eq. 6) in weights and logits at once, with one optimiser for each. A method
+is what it adds as R_G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainables.config import SupernetConfig
+from trainables.models import build_network
+from trainables.policy import BitPolicy
+from trainables.reference import Bench
+from trainables.report import EpochReport, Report
+from trainables.risks import complexity_risk
+from trainables.supernet import Supernet, build_supernet
+from trainables.training import StepTerms, TrainingPlan, every, train
+
+GeneralisationTerms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+"""(images, labels, logits of the supernet) -> terms to record; `generalisation_risk` is weighed by eta."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generalisation:
+    """R_G of a method with its weight η."""
+
+    eta: float
+    terms: GeneralisationTerms
+
+
+def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
+    """A trainable supernet with the reference's weights, or with fresh ones."""
+    net = bench.reference
+    if config.start == "scratch":
+        fresh = build_network(bench.config.network.name, num_classes=bench.data.num_classes)
+        net = fresh.to(bench.workers.device)
+    supernet = build_supernet(net, bench.costs, bench.roles, config)
+    supernet.net.requires_grad_(True)
+    return supernet
+
+
+def run(
+    bench: Bench, supernet: Supernet, config: SupernetConfig, report: Report, *, generalisation: Generalisation | None
+) -> BitPolicy:
+    """Trains `supernet` and returns its argmax policy. Reports each epoch's risks, expected and discretised BOPs."""
+    workers = bench.workers
+    model = workers.wrap(supernet.net)
+    name = bench.config.network.name
+
+    def on_epoch(epoch: int, means: dict[str, float]) -> None:
+        if workers.rank == 0:
+            policy_bops = bench.costs.bops_g(supernet.discretise(name))
+            metrics = {**means, "policy_bops_g": policy_bops, "certainty": supernet.certainty()}
+            report(EpochReport(stage="search", epoch=epoch, epochs=config.epochs, metrics=metrics))
+
+    plan = TrainingPlan(
+        epochs=config.epochs,
+        batches=lambda epoch: bench.training_batches(epoch, config.batch_size),
+        optimizers=make_optimizers(supernet, config),
+        lr_factor=every(config.lr_decay_every),
+    )
+    objective = make_objective(model, supernet, config, generalisation)
+    train(model, plan, objective, workers=workers, on_epoch=on_epoch)
+    return supernet.discretise(name)
+
+
+def make_objective(
+    model: nn.Module, supernet: Supernet, config: SupernetConfig, generalisation: Generalisation | None
+) -> StepTerms:
+    """The terms of eq. 6 for a batch. `model` is the supernet's network as the workers wrap it."""
+
+    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = model(images)
+        terms = {"task_risk": nn.functional.cross_entropy(logits, labels)}
+        weight_bits, act_bits = supernet.expected_bits()
+        terms["complexity_risk"] = complexity_risk(weight_bits, act_bits, macs=supernet.macs, start=supernet.start)
+        loss = terms["task_risk"] + config.zeta * terms["complexity_risk"]
+        if generalisation is not None:
+            terms |= generalisation.terms(images, labels, logits)
+            loss = loss + generalisation.eta * terms["generalisation_risk"]
+        return {"loss": loss, **terms}
+
+    return step_terms
+
+
+def make_optimizers(supernet: Supernet, config: SupernetConfig) -> list[torch.optim.Optimizer]:
+    """SGD for the weights and SGD for the bit logits, each with its own rate."""
+    logits = supernet.bit_logits()
+    chosen = {id(p) for p in logits}
+    weights = [p for p in supernet.net.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        for parameters, lr in ((weights, config.weight_lr), (logits, config.bit_lr))
+    ]

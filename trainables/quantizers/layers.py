@@ -1,0 +1,116 @@
+"""Convolutions and linear layers that quantise their weight and the activation they read.
+
+With several widths a layer is the compositional convolution of eq. 4: one convolution of the mixed activation with the
+mixed weight, out = conv(Σ_j π_a,j·Qa_j(x), Σ_i π_w,i·Qw_i(W)), π = softmax(logits). With one width it is the deployed
+layer; then there are no logits.
+
+DEVIATION: eq. 5 normalises π linearly, which needs positive parameters; softmax, as in the release, does not.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.config import QuantizerName
+from trainables.errors import CoverageError
+from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
+from trainables.quantizers.pact import PactActivations, PactWeights
+
+WEIGHT_QUANTIZERS = {"pact": PactWeights, "hwgq": HwgqWeights}
+ACT_QUANTIZERS = {"pact": PactActivations, "hwgq": HwgqActivations}
+
+
+class BitMixture(nn.Module):
+    """Both quantisers of one layer with the logits that weigh their candidate widths. Logits start equal."""
+
+    def __init__(
+        self, quantizer: QuantizerName, *, weight_bits: tuple[int, ...], act_bits: tuple[int, ...], signed: bool
+    ) -> None:
+        super().__init__()
+        self.weight_bits, self.act_bits = weight_bits, act_bits
+        self.weights = WEIGHT_QUANTIZERS[quantizer](weight_bits)
+        self.activations: PactActivations | HwgqActivations = ACT_QUANTIZERS[quantizer](act_bits, signed=signed)
+        self.weight_logits = _logits(len(weight_bits))
+        self.act_logits = _logits(len(act_bits))
+        self.register_buffer("certain", torch.ones(1), persistent=False)
+        self.certain: Tensor
+        self.calibrating = False
+
+    def weight_probs(self) -> Tensor:
+        """π_w [n_w]."""
+        return self.certain if self.weight_logits is None else self.weight_logits.softmax(0)
+
+    def act_probs(self) -> Tensor:
+        """π_a [n_a]."""
+        return self.certain if self.act_logits is None else self.act_logits.softmax(0)
+
+    def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed activation and mixed weight."""
+        if self.calibrating:
+            self.activations.calibrate(x)
+        return self.activations(x, self.act_probs()), self.weights(weight, self.weight_probs())
+
+
+def _logits(candidates: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.zeros(candidates)) if candidates > 1 else None
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution, grouped ones too, in the bits of `mixture`."""
+
+    mixture: BitMixture
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
+        x, weight = self.mixture(input, self.weight)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer in the bits of `mixture`."""
+
+    mixture: BitMixture
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
+        x, weight = self.mixture(input, self.weight)
+        return F.linear(x, weight, self.bias)
+
+
+QuantLayer = QuantConv2d | QuantLinear
+M = TypeVar("M", bound=nn.Module)
+
+
+def quantize_layers(net: M, mixtures: dict[str, BitMixture]) -> M:
+    """Turns the named layers of `net` into quantised ones, in place: same parameters, same names."""
+    for name, mixture in mixtures.items():
+        layer = net.get_submodule(name)
+        if type(layer) not in (nn.Conv2d, nn.Linear):
+            raise CoverageError(
+                f"{name} is a {type(layer).__name__}, a layer with a forward pass of its own, which quantising "
+                f"would lose. Use nn.Conv2d or nn.Linear."
+            )
+        # Only the class changes, so that parameters, hooks and names stay what they were.
+        layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
+        layer.mixture = mixture
+    return net
+
+
+def quant_layers(net: nn.Module) -> dict[str, QuantLayer]:
+    """Quantised layers by name."""
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d | QuantLinear)}
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, images: Tensor) -> None:
+    """Sets every learned clip from one batch, layer after layer, each reading what the layers before it quantised."""
+    was_training = net.training
+    net.eval()
+    for layer in quant_layers(net).values():
+        layer.mixture.calibrating = True
+    net(images)
+    for layer in quant_layers(net).values():
+        layer.mixture.calibrating = False
+    net.train(was_training)

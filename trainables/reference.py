@@ -1,0 +1,179 @@
+"""The full-precision reference: trained once per (network, data, recipe), kept in a folder, shared by all trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainables.bops import CostModel, measure
+from trainables.config import ReferenceConfig, TrialConfig
+from trainables.data import DataSplits, load_data, loader
+from trainables.distributed import Workers, make_repeatable
+from trainables.errors import StorageError
+from trainables.evaluation import device_hours, top1
+from trainables.models import build_network
+from trainables.report import EpochReport, ReferenceRecord, Report
+from trainables.supernet import Roles, assign_roles
+from trainables.training import Batches, TrainingPlan, cosine, train
+
+PROBE_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Everything that search and finetune stand on: data, reference network, its costs and the roles of its layers."""
+
+    config: TrialConfig
+    workers: Workers
+    data: DataSplits
+    reference: nn.Module
+    """In eval mode, frozen."""
+    record: ReferenceRecord
+    costs: CostModel
+    roles: Roles
+    probe: Tensor
+    """A few validation images [8, 3, S, S] on the device."""
+
+    def training_batches(self, epoch: int, batch_size: int) -> Batches:
+        """This worker's share of an epoch's training batches."""
+        return _training_batches(self.config, self.data, self.workers, epoch=epoch, batch_size=batch_size)
+
+    def validation_batches(self) -> Batches:
+        """This worker's share of the validation images."""
+        return _validation_batches(self.config, self.data, self.workers)
+
+
+def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
+    """The reference's record; trains it where `store`/<key> does not hold it yet.
+
+    The folder appears whole or not at all; of two that train at once the first to finish is kept.
+    """
+    workers = Workers.current()
+    folder = store / config.reference_key
+    if (folder / "record.json").exists():
+        return _read_record(folder)
+    data = load_data(config.data)
+    make_repeatable(config.reference.seed)
+    started = time.perf_counter()
+    net, score = _train_reference(config, data, workers, report)
+    record = ReferenceRecord(
+        key=config.reference_key,
+        top1=score,
+        device_hours=device_hours(started, time.perf_counter(), workers),
+        data_fingerprint=data.fingerprint,
+    )
+    if workers.rank == 0:
+        _write(folder, net, record)
+    return record
+
+
+def _train_reference(
+    config: TrialConfig, data: DataSplits, workers: Workers, report: Report
+) -> tuple[nn.Module, float]:
+    recipe = config.reference
+    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
+    model = workers.wrap(net)
+    plan = TrainingPlan(
+        epochs=recipe.epochs,
+        batches=lambda epoch: _training_batches(
+            config, data, workers, epoch=epoch, batch_size=recipe.batch_size, seed=recipe.seed
+        ),
+        optimizers=[_sgd(net, recipe)],
+        lr_factor=cosine(recipe.epochs),
+    )
+    scores: list[float] = []
+
+    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(model(images), labels)}
+
+    def on_epoch(epoch: int, means: dict[str, float]) -> None:
+        scores.append(top1(net, _validation_batches(config, data, workers), workers))
+        if workers.rank == 0:
+            metrics = {**means, "top1": scores[-1]}
+            report(EpochReport(stage="reference", epoch=epoch, epochs=recipe.epochs, metrics=metrics))
+
+    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch)
+    return net, scores[-1]
+
+
+def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+
+
+def _training_batches(
+    config: TrialConfig, data: DataSplits, workers: Workers, *, epoch: int, batch_size: int, seed: int | None = None
+) -> Batches:
+    return loader(
+        data.train,
+        batch_size=batch_size,
+        shuffle=True,
+        seed=config.seed if seed is None else seed,
+        epoch=epoch,
+        rank=workers.rank,
+        world_size=workers.size,
+        workers=config.data.loader_workers,
+    )
+
+
+def _validation_batches(config: TrialConfig, data: DataSplits, workers: Workers) -> Batches:
+    return loader(
+        data.validation,
+        batch_size=config.evaluation.batch_size,
+        shuffle=False,
+        seed=0,
+        epoch=0,
+        rank=workers.rank,
+        world_size=workers.size,
+        workers=config.data.loader_workers,
+    )
+
+
+def load_bench(config: TrialConfig, *, store: Path) -> Bench:
+    """Loads data and reference and counts the network. Raises StorageError where the reference was not trained."""
+    workers = Workers.current()
+    folder = store / config.reference_key
+    if not (folder / "record.json").exists():
+        raise StorageError(f"{folder}: no trained reference there; `ensure_reference` makes it.")
+    data = load_data(config.data)
+    net = build_network(config.network.name, num_classes=data.num_classes)
+    net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    net.to(workers.device).eval().requires_grad_(False)
+    images, _ = next(iter(loader(data.validation, batch_size=PROBE_IMAGES, shuffle=False, seed=0, epoch=0)))
+    probe = images.to(workers.device)
+    costs = measure(net, probe)
+    roles = assign_roles(costs, config.network)
+    return Bench(config, workers, data, net, _read_record(folder), costs, roles, probe)
+
+
+def _read_record(folder: Path) -> ReferenceRecord:
+    try:
+        return ReferenceRecord(**json.loads((folder / "record.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"{folder / 'record.json'} cannot be read ({error}); delete the folder to train anew."
+        ) from None
+
+
+def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    unfinished.mkdir()
+    torch.save(net.state_dict(), unfinished / "model.pt")
+    (unfinished / "record.json").write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Somebody else's reference is there already.
+        shutil.rmtree(unfinished)
+        if not (folder / "record.json").exists():
+            raise

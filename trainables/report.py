@@ -1,0 +1,51 @@
+"""What the science tells the service, in values without tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from trainables.policy import PolicyRecord
+
+Stage = Literal["reference", "search", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochReport:
+    """What is known after an epoch of one stage."""
+
+    stage: Stage
+    epoch: int
+    """Finished epochs of this stage, from 1."""
+    epochs: int
+    """Epochs that the stage has in all."""
+    metrics: Mapping[str, float]
+
+
+class Report(Protocol):
+    """Called by rank 0 after every epoch."""
+
+    def __call__(self, epoch: EpochReport, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceRecord:
+    """The trained full-precision reference, as its file in the store tells."""
+
+    key: str
+    top1: float
+    """Validation top-1, percent."""
+    device_hours: float
+    data_fingerprint: str
+    """SHA-256 of the training and validation images and labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """What a trial found. Every metric is a finite number."""
+
+    record: PolicyRecord
+    metrics: Mapping[str, float]
+    """top1 (percent), ard (ranks), ard_normalised, entropy (nats), bops_g, bops_paper_g, compression, storage_mb,
+    storage_mib, float_mb, reference_top1, search_device_hours, finetune_device_hours, device_hours."""
