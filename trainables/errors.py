@@ -1,5 +1,10 @@
 """What can go wrong for a user, each with a message that says the fix."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class BitfrontError(Exception):
     """An error whose message is meant for the user as it stands, without a traceback."""
@@ -31,3 +36,10 @@ class TrackingError(BitfrontError):
 
 class StorageError(BitfrontError):
     """A sweep's storage that is missing, incomplete or not writable."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest known name, and all of them."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return (f"; did you mean {nearest[0]!r}?" if nearest else ";") + f" known: {', '.join(names)}"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from trainables.bops import CostModel, measure
 from trainables.config import ReferenceConfig, TrialConfig
-from trainables.data import DataSplits, load_data, loader
+from trainables.data import load_data
+from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.errors import StorageError
 from trainables.evaluation import device_hours, top1

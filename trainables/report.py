@@ -38,7 +38,7 @@ class ReferenceRecord:
     """Validation top-1, percent."""
     device_hours: float
     data_fingerprint: str
-    """SHA-256 of the training and validation images and labels."""
+    """SHA-256 of the images and labels; for a folder of files, of their paths and sizes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

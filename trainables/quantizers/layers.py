@@ -21,7 +21,10 @@ from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
 
 WEIGHT_QUANTIZERS = {"pact": PactWeights, "hwgq": HwgqWeights}
-ACT_QUANTIZERS = {"pact": PactActivations, "hwgq": HwgqActivations}
+ACT_QUANTIZERS: dict[QuantizerName, type[PactActivations] | type[HwgqActivations]] = {
+    "pact": PactActivations,
+    "hwgq": HwgqActivations,
+}
 
 
 class BitMixture(nn.Module):
@@ -33,7 +36,7 @@ class BitMixture(nn.Module):
         super().__init__()
         self.weight_bits, self.act_bits = weight_bits, act_bits
         self.weights = WEIGHT_QUANTIZERS[quantizer](weight_bits)
-        self.activations: PactActivations | HwgqActivations = ACT_QUANTIZERS[quantizer](act_bits, signed=signed)
+        self.activations = ACT_QUANTIZERS[quantizer](act_bits, signed=signed)
         self.weight_logits = _logits(len(weight_bits))
         self.act_logits = _logits(len(act_bits))
         self.register_buffer("certain", torch.ones(1), persistent=False)

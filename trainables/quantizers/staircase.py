@@ -147,8 +147,8 @@ def staircase(
         probs: [n], non-negative, summing to 1: the gradient to x relies on the sum.
         steps: [n], positive, detached.
         grids: n grids, one for each width; all windowed or none.
-        clip: scalar α that all grids end at (hi_j·s_j = α). Then ∂y/∂α = 1[x > α] (−1 below −α), and nothing passes to x
-            outside of (0, α), or (−α, α) where codes are signed.
+        clip: scalar α that all grids end at (hi_j·s_j = α). Then ∂y/∂α = 1[x > α] (−1 below −α), and nothing passes
+            to x outside of (0, α), or (−α, α) where codes are signed.
     """
     # The flat pieces need elements without gaps: `empty_like` keeps the strides of such tensors and of no others.
     dense = x if torch.empty_like(x).stride() == x.stride() else x.contiguous()

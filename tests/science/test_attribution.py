@@ -1,0 +1,172 @@
+"""Maps against Grad-CAM by automatic differentiation of the whole network; ranks and ARD against their definitions."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torchvision
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from trainables.attribution import (
+    Attribution,
+    entropy,
+    normalise,
+    random_rank_difference,
+    rank_difference,
+    ranks,
+    top_pixels,
+    upsample,
+)
+from trainables.errors import CoverageError
+
+
+def pooled_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+
+
+def flat_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10), nn.Tanh(), nn.Linear(10, 4)
+    )
+
+
+def grad_cam(net: nn.Sequential, images: Tensor, labels: Tensor, depth: int) -> Tensor:
+    """Eqs 2-3 as they stand, differentiating through `depth` modules of features."""
+    features = net[:depth](images).detach().requires_grad_()
+    logits = net[depth:](features)
+    (grad,) = torch.autograd.grad(logits[torch.arange(len(labels)), labels].sum(), features)
+    return normalise((grad.mean((2, 3), keepdim=True) * features).sum(1).relu().detach())
+
+
+@pytest.mark.parametrize(("make", "closed"), [(pooled_net, True), (flat_net, False)])
+def test_maps_equal_grad_cam_by_autograd(make, closed: bool) -> None:
+    net = make()
+    images, labels = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 1])
+    attribution = Attribution(net, images)
+    maps = attribution.maps(net(images), labels)
+    assert attribution.closed_form is closed
+    assert attribution.feature_layer == "3"
+    torch.testing.assert_close(maps, grad_cam(net, images, labels, 4), atol=1e-6, rtol=0)
+    assert float(maps.detach().sum(dim=(1, 2)).max()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_networks_have_the_closed_form(name: str) -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, num_classes=10).eval()
+    images, labels = torch.randn(3, 3, 64, 64), torch.tensor([1, 2, 3])
+    attribution = Attribution(net, images)
+    assert attribution.closed_form
+    logits = net(images)
+    features = attribution._features
+    (grad,) = torch.autograd.grad(logits[torch.arange(3), labels].sum(), features, retain_graph=True)
+    expected = normalise((grad.mean((2, 3), keepdim=True) * features).sum(1).relu())
+    torch.testing.assert_close(attribution.maps(logits, labels), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("make", [pooled_net, flat_net])
+def test_the_gradient_of_a_map_reaches_every_weight_and_is_right(make) -> None:
+    net = make().double()
+    images, labels = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1])
+    attribution = Attribution(net, images)
+    weight = net[0].weight
+    target = torch.rand(2, 4, 4, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return (attribution.maps(net(images), labels) * target).sum()
+
+    (grad,) = torch.autograd.grad(loss(), weight)
+    for index in [(0, 0, 0, 0), (3, 1, 2, 1), (7, 2, 1, 1)]:
+        step = 1e-6
+        with torch.no_grad():
+            weight[index] += step
+        above = loss().item()
+        with torch.no_grad():
+            weight[index] -= 2 * step
+        below = loss().item()
+        with torch.no_grad():
+            weight[index] += step
+        assert float(grad[index]) == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [pooled_net, flat_net])
+def test_observing_a_frozen_network_gives_the_same_maps_as_constants(make) -> None:
+    net = make()
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    expected = grad_cam(net, images, labels, 4)
+    net.requires_grad_(False)
+    attribution = Attribution(net, images)
+    logits, maps = attribution.observe(net, images, labels)
+    torch.testing.assert_close(maps, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits, net(images))
+    assert not maps.requires_grad
+
+
+def test_a_network_that_pools_to_one_pixel_at_once_cannot_be_attributed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(CoverageError, match="no feature map with more than one pixel"):
+        Attribution(net, torch.randn(1, 3, 4, 4))
+
+
+def test_ranks_equal_scipys_average_ranks_of_the_largest_first() -> None:
+    torch.manual_seed(0)
+    values = torch.randint(0, 6, (50, 17)).double()
+    expected = torch.tensor(rankdata(-values.numpy(), axis=1))
+    assert torch.equal(ranks(values), expected)
+
+
+def test_top_pixels_break_ties_by_position() -> None:
+    assert top_pixels(torch.tensor([[0.0, 2.0, 0.0, 2.0, 0.0]]), 3).tolist() == [[1, 3, 0]]
+
+
+def maps_with(order: Tensor) -> Tensor:
+    return order.reshape(1, 1, -1).double()
+
+
+def test_ard_of_equal_maps_and_of_any_power_is_zero() -> None:
+    torch.manual_seed(0)
+    maps = torch.rand(10, 6, 6, dtype=torch.float64)
+    maps[:, :2] = 0.0
+    for power in (0.3, 1.0, 3.0):
+        assert rank_difference(maps**power, maps, top_k=30).tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize("pixels", [4, 10, 36])
+def test_ard_of_the_reversed_order_is_half_the_pixels(pixels: int) -> None:
+    order = torch.arange(pixels) + 1
+    assert float(rank_difference(maps_with(order.flip(0)), maps_with(order), top_k=pixels)) == pixels / 2
+
+
+def test_ard_of_a_random_permutation_is_the_closed_form_on_average() -> None:
+    reference = maps_with(torch.arange(6))
+    found = [
+        float(rank_difference(maps_with(torch.tensor(order)), reference, top_k=6))
+        for order in itertools.permutations(range(6))
+    ]
+    assert sum(found) / len(found) == pytest.approx(random_rank_difference(6)) == (36 - 1) / 18
+
+
+def test_ard_compares_only_the_pixels_that_the_reference_ranks_highest() -> None:
+    reference = torch.tensor([[[9.0, 8.0, 7.0, 1.0, 2.0]]])
+    quantized = torch.tensor([[[5.0, 3.0, 4.0, 99.0, 50.0]]])
+    assert float(rank_difference(quantized, reference, top_k=3)) == pytest.approx(2 / 3)
+
+
+def test_entropy_is_that_of_a_distribution() -> None:
+    uniform, certain = torch.full((1, 4, 5), 1 / 20), torch.zeros(1, 4, 5)
+    certain[0, 2, 3] = 1.0
+    assert float(entropy(uniform)) == pytest.approx(math.log(20))
+    assert float(entropy(certain)) == 0.0
+
+
+def test_upsampling_is_bilinear_and_keeps_the_sum() -> None:
+    flat = torch.full((1, 2, 2), 0.25)
+    torch.testing.assert_close(upsample(flat, 8), torch.full((1, 8, 8), 1 / 64))
+    slope = upsample(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), 4) * 4
+    torch.testing.assert_close(slope[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
