@@ -1,0 +1,1 @@
+"""Operations of Bitfront: reads specs, decides, launches, remembers."""

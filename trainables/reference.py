@@ -97,9 +97,8 @@ def _train_reference(
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(top1(net, _validation_batches(config, data, workers), workers))
-        if workers.rank == 0:
-            metrics = {**means, "top1": scores[-1]}
-            report(EpochReport(stage="reference", epoch=epoch, epochs=recipe.epochs, metrics=metrics))
+        metrics = {**means, "top1": scores[-1]}
+        report(EpochReport(stage="reference", epoch=epoch, epochs=recipe.epochs, metrics=metrics))
 
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch)
     return net, scores[-1]

@@ -24,7 +24,7 @@ class EpochReport:
 
 
 class Report(Protocol):
-    """Called by rank 0 after every epoch."""
+    """Called by every worker after every epoch, with the same numbers on each."""
 
     def __call__(self, epoch: EpochReport, /) -> None: ...
 

@@ -29,9 +29,8 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(top1(net, bench.validation_batches(), workers))
-        if workers.rank == 0:
-            metrics = {**means, "top1": scores[-1]}
-            report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
+        metrics = {**means, "top1": scores[-1]}
+        report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
     plan = TrainingPlan(
         epochs=config.epochs,

@@ -53,10 +53,9 @@ def run(
     name = bench.config.network.name
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        if workers.rank == 0:
-            policy_bops = bench.costs.bops_g(supernet.discretise(name))
-            metrics = {**means, "policy_bops_g": policy_bops, "certainty": supernet.certainty()}
-            report(EpochReport(stage="search", epoch=epoch, epochs=config.epochs, metrics=metrics))
+        policy_bops = bench.costs.bops_g(supernet.discretise(name))
+        metrics = {**means, "policy_bops_g": policy_bops, "certainty": supernet.certainty()}
+        report(EpochReport(stage="search", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
     plan = TrainingPlan(
         epochs=config.epochs,

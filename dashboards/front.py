@@ -1,0 +1,208 @@
+"""The Pareto front of a sweep as a table, as JSON and as an interactive page that needs no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from service.pareto import OBJECTIVES, front, knee
+from service.records import SweepRecord, TrialRecord
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from rich.table import Table
+
+COLUMNS = (
+    ("top1", "top-1 %", "{:.2f}"),
+    ("bops_g", "BOPs G", "{:.4g}"),
+    ("compression", "× smaller", "{:.0f}"),
+    ("storage_mb", "weights MB", "{:.4g}"),
+    ("ard", "ARD", "{:.3f}"),
+    ("ard_normalised", "ARD norm.", "{:.3f}"),
+    ("device_hours", "device-h", "{:.4f}"),
+)
+NARROW = 5
+"""Columns that a terminal of 80 characters has room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a sweep found: its finished trials, and which of them are on the front."""
+
+    done: tuple[TrialRecord, ...]
+    members: tuple[TrialRecord, ...]
+    """On the front, cheapest first."""
+    knee: TrialRecord | None
+    """The member nearest to the ideal point."""
+    unfinished: Mapping[str, int]
+    """Number of trials by state, other than done."""
+
+
+def find_front(trials: Sequence[TrialRecord]) -> Front:
+    """The front of the trials that are done."""
+    done = tuple(trial for trial in trials if trial.state == "done")
+    points = [trial.metrics for trial in done]
+    members = sorted((done[i] for i in front(points)), key=lambda trial: (trial.metrics["bops_g"], trial.number))
+    best = knee(points)
+    states = [trial.state for trial in trials if trial.state != "done"]
+    return Front(
+        done=done,
+        members=tuple(members),
+        knee=None if best is None else done[best],
+        unfinished={state: states.count(state) for state in sorted(set(states))},
+    )
+
+
+def as_json(sweep: SweepRecord, found: Front) -> dict[str, Any]:
+    """For programs: the objectives and every member of the front with settings, metrics and policy hash."""
+    return {
+        "sweep": sweep.name,
+        "objectives": [{"name": o.name, "direction": o.direction} for o in OBJECTIVES],
+        "trials_done": len(found.done),
+        "unfinished": dict(found.unfinished),
+        "knee": found.knee.trial_id if found.knee else None,
+        "front": [
+            {
+                "trial": trial.trial_id,
+                "number": trial.number,
+                "policy_hash": trial.policy_hash,
+                "settings": dict(trial.settings),
+                "metrics": dict(trial.metrics),
+            }
+            for trial in found.members
+        ],
+    }
+
+
+def rows(found: Front, *, wide: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the front's table; the knee is marked. Without `wide` it fits 80 characters."""
+    names = sorted({name for trial in found.members for name in trial.settings}) if wide else []
+    columns = COLUMNS if wide else COLUMNS[:NARROW]
+    heads = ["trial", *(label for _, label, _ in columns), *(name.split(".")[-1] for name in names), "policy"]
+    cells = [
+        [
+            f"{trial.number}{' ◆' if trial is found.knee else ''}",
+            *(form.format(trial.metrics[key]) for key, _, form in columns),
+            *(_short(trial.settings.get(name, "")) for name in names),
+            trial.policy_hash[:10],
+        ]
+        for trial in found.members
+    ]
+    return heads, cells
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_markdown(sweep: SweepRecord, found: Front) -> str:
+    """A summary with the front's table, for people who read the parent run."""
+    lines = [f"# {sweep.name}", ""]
+    if sweep.description:
+        lines += [sweep.description, ""]
+    lines += [f"- **{key}**: {value}" for key, value in sweep.facts.items()]
+    if sweep.reference:
+        lines.append(f"- **full-precision reference**: {sweep.reference['top1']:.2f} % top-1")
+    lines += [f"- **trials**: {_counts(sweep, found)}", ""]
+    if not found.members:
+        return "\n".join([*lines, "No trial is done yet: there is no front."]) + "\n"
+    heads, cells = rows(found)
+    table = [heads, ["---"] * len(heads), *cells]
+    lines += ["## Pareto front", "", "top-1 up, BOPs down, ARD down; ◆ is the knee.", ""]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)]) + "\n"
+
+
+def _counts(sweep: SweepRecord, found: Front) -> str:
+    parts = [f"{len(found.done)} done of {sweep.total_trials}"]
+    return ", ".join([*parts, *(f"{count} {state}" for state, count in found.unfinished.items())])
+
+
+def as_table(found: Front, title: str, *, rows_shown: int | None = None) -> Table:
+    """The front for the terminal; its cheapest `rows_shown` members, or all."""
+    from rich.table import Table
+
+    heads, cells = rows(found, wide=False)
+    table = Table(title=title, title_justify="left", caption="◆ knee of the front", caption_justify="left")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("trial", "policy") else "right", no_wrap=True)
+    for row in cells[:rows_shown]:
+        table.add_row(*row)
+    return table
+
+
+def as_page(sweep: SweepRecord, found: Front) -> str:
+    """A self-contained HTML page: top-1 against BOPs, coloured by ARD, with the front's table below."""
+    heads, cells = rows(found)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells)
+    plot = "<p>No trial is done yet: there is no front.</p>"
+    if found.done:
+        plot = _figure(found).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+    facts = " · ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in sweep.facts.items())
+    reference = f" · full precision {sweep.reference['top1']:.2f} %" if sweep.reference else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(sweep.name)} – Pareto front</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
+<h1>{html.escape(sweep.name)}</h1><p>{html.escape(sweep.description)}</p><p class="facts">{facts}{reference}</p>
+<p>{html.escape(_counts(sweep, found))}. Up and to the left is better; colour is the attribution rank difference, dark
+is better. Faded points are dominated: another policy is nowhere worse and somewhere better. ◆ is the knee.</p>
+{plot}
+<div class="wide"><table><thead><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in heads)}</tr></thead>
+<tbody>{body}</tbody></table></div>
+</body></html>
+"""
+
+
+_STYLE = """
+:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
+padding: 0 1rem; color: #1d2733; background: #fff; } h1 { font-size: 1.5rem; margin-bottom: .2rem; }
+.facts { color: #55606e; } .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #dde2e8; white-space: nowrap; }
+tbody tr:hover { background: #f2f5f9; } @media print { body { margin: 0; } }
+"""
+
+
+def _figure(found: Front) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    members = {id(trial) for trial in found.members}
+    faded = [trial for trial in found.done if id(trial) not in members]
+    shades = [trial.metrics["ard"] for trial in found.done]
+    for trials, name, size, opacity in ((faded, "dominated", 9, 0.35), (found.members, "front", 13, 1.0)):
+        figure.add_scatter(
+            x=[trial.metrics["bops_g"] for trial in trials],
+            y=[trial.metrics["top1"] for trial in trials],
+            mode="markers",
+            name=name,
+            opacity=opacity,
+            hovertemplate="%{text}<extra></extra>",
+            text=[_hover(trial) for trial in trials],
+            marker={
+                "size": size,
+                "color": [trial.metrics["ard"] for trial in trials],
+                "colorscale": "Cividis",
+                "cmin": min(shades),
+                "cmax": max(shades),
+                "line": {"width": 1, "color": "#1d2733"},
+                "symbol": ["diamond" if trial is found.knee else "circle" for trial in trials],
+                "colorbar": {"title": {"text": "ARD (ranks)"}} if name == "front" else None,
+            },
+        )
+    figure.update_layout(
+        template="plotly_white",
+        height=520,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        xaxis={"title": {"text": "BOPs per image (10⁹, log scale)"}, "type": "log"},
+        yaxis={"title": {"text": "validation top-1 (%)"}},
+        legend={"orientation": "h", "y": 1.08},
+    )
+    return figure
+
+
+def _hover(trial: TrialRecord) -> str:
+    metrics = [f"{label}: {form.format(trial.metrics[key])}" for key, label, form in COLUMNS]
+    settings = [f"{name} = {_short(value)}" for name, value in trial.settings.items()]
+    lines = [f"<b>trial {trial.number}</b>", *metrics, *settings, f"policy {trial.policy_hash[:10]}"]
+    return "<br>".join(line if line.startswith("<b>") else html.escape(line) for line in lines)

@@ -1,0 +1,109 @@
+"""Pareto fronts: which points no other point beats. Plain numbers, no framework.
+
+Notation: a point is a mapping from objective name to a finite number. a dominates b when a is nowhere worse and
+somewhere better. Equal points do not dominate each other, so duplicates of a front point are all on the front.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+Point = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A metric and the direction in which it improves."""
+
+    name: str
+    direction: Literal["max", "min"]
+    label: str
+    """As people read it, with its unit."""
+
+
+OBJECTIVES = (
+    Objective("top1", "max", "top-1 (%)"),
+    Objective("bops_g", "min", "BOPs (G)"),
+    Objective("ard", "min", "ARD (ranks)"),
+)
+"""What every sweep trades off."""
+
+
+def losses(point: Point, objectives: Sequence[Objective] = OBJECTIVES) -> tuple[float, ...]:
+    """The point with every objective turned so that less is better. Raises ValueError for NaN and infinities."""
+    values = tuple(-point[o.name] if o.direction == "max" else point[o.name] for o in objectives)
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"a point of a front needs finite numbers; found {dict(point)}")
+    return values
+
+
+def dominates(a: Point, b: Point, objectives: Sequence[Objective] = OBJECTIVES) -> bool:
+    """Whether `a` is nowhere worse than `b` and somewhere better."""
+    ours, theirs = losses(a, objectives), losses(b, objectives)
+    return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
+
+
+def front(points: Sequence[Point], objectives: Sequence[Objective] = OBJECTIVES) -> list[int]:
+    """Places of the points that no other dominates, ascending. O(n log n) comparisons for up to three objectives."""
+    values = [losses(point, objectives) for point in points]
+    if len(objectives) > 3:
+        return [
+            i
+            for i, ours in enumerate(values)
+            if not any(o != ours and all(x <= y for x, y in zip(o, ours, strict=True)) for o in values)
+        ]
+    # Fewer objectives are three with constants.
+    padded = [value + (0.0,) * (3 - len(value)) for value in values]
+    kept: list[int] = []
+    stairs = _Stairs()
+    for _, group in groupby(sorted(range(len(padded)), key=padded.__getitem__), key=padded.__getitem__):
+        equal = list(group)
+        _, second, third = padded[equal[0]]
+        # Everything seen before is no worse in the first objective and comes before in the order: never equal.
+        if not stairs.reaches(second, third):
+            kept += equal
+            stairs.add(second, third)
+    return sorted(kept)
+
+
+class _Stairs:
+    """Non-dominated (second, third) pairs: second ascending, third descending."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.thirds: list[float] = []
+
+    def reaches(self, second: float, third: float) -> bool:
+        """Whether a pair in here is no worse in both."""
+        place = bisect_left(self.seconds, math.nextafter(second, math.inf))
+        return place > 0 and self.thirds[place - 1] <= third
+
+    def add(self, second: float, third: float) -> None:
+        """Adds a pair that nothing in here reaches, and drops those that it reaches."""
+        start = stop = bisect_left(self.seconds, second)
+        while stop < len(self.seconds) and self.thirds[stop] >= third:
+            stop += 1
+        self.seconds[start:stop] = [second]
+        self.thirds[start:stop] = [third]
+
+
+def knee(points: Sequence[Point], objectives: Sequence[Objective] = OBJECTIVES) -> int | None:
+    """Place of the front point nearest to the ideal one, each objective scaled to 0..1 over the front; first of equals.
+
+    The ideal point has the best value of each objective. None where there are no points.
+    """
+    chosen = front(points, objectives)
+    if not chosen:
+        return None
+    values = [losses(points[i], objectives) for i in chosen]
+    spans = [(min(column), max(column)) for column in zip(*values, strict=True)]
+
+    def distance(value: tuple[float, ...]) -> float:
+        return sum(((v - low) / (high - low)) ** 2 for v, (low, high) in zip(value, spans, strict=True) if high > low)
+
+    return chosen[min(range(len(chosen)), key=lambda i: distance(values[i]))]

@@ -1,0 +1,105 @@
+"""A sweep's progress in the terminal: trials by state, the front so far, time left.
+
+A terminal gets one table that is drawn anew in place; a file or a pipe gets a line for each thing that happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from dashboards.front import as_table, find_front
+from service.records import TrialRecord
+
+SHOWN = 6
+"""Front points in the table while the sweep runs."""
+
+
+class Progress:
+    """Told of trials by the runner; use as a context manager."""
+
+    def __init__(self, console: Console, *, sweep: str, trials: int, epochs_per_trial: int) -> None:
+        self._console, self._sweep = console, sweep
+        self._trials, self._epochs_per_trial = trials, epochs_per_trial
+        self._running: dict[str, str] = {}
+        self._epochs: dict[str, int] = {}
+        self._finished: list[TrialRecord] = []
+        self._began = time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def note(self, line: str) -> None:
+        """Something worth a line of its own."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def epoch(self, trial_id: str, numbers: Mapping[str, Any]) -> None:
+        """A trial has finished an epoch."""
+        self._epochs[trial_id] = self._epochs.get(trial_id, 0) + 1
+        self._running[trial_id] = f"{trial_id} {numbers['stage']} {numbers['epoch']}/{numbers['epochs']}"
+        self._draw()
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial has come to its end."""
+        self._running.pop(record.trial_id, None)
+        self._epochs[record.trial_id] = self._epochs_per_trial
+        self._finished.append(record)
+        if not self._live:
+            self.note(f"{self._counts()} | {describe(record)}")
+        self._draw()
+
+    def _counts(self) -> str:
+        states = [record.state for record in self._finished]
+        counts = [f"{states.count('done')}/{self._trials} done", f"{len(self._running)} running"]
+        counts += [f"{states.count(state)} {state}" for state in ("diverged", "failed") if state in states]
+        return ", ".join([*counts, f"{_clock(self._seconds_left())} left"])
+
+    def _seconds_left(self) -> float | None:
+        done = sum(self._epochs.values())
+        if not done:
+            return None
+        remaining = max(0, self._trials * self._epochs_per_trial - done)
+        return (time.monotonic() - self._began) / done * remaining
+
+    def _draw(self) -> None:
+        if not self._live:
+            return
+        head = Text(f"{self._sweep}: {self._counts()}", style="bold")
+        parts: list[Any] = [head, Text("  ".join(self._running.values()), style="dim")]
+        found = find_front(self._finished)
+        if found.members:
+            parts.append(as_table(found, f"front so far ({len(found.members)})", rows_shown=SHOWN))
+        self._live.update(Group(*parts), refresh=True)
+
+
+def describe(record: TrialRecord) -> str:
+    """One line about a finished trial."""
+    if record.state != "done":
+        return f"{record.trial_id} {record.state}: {record.error.splitlines()[0] if record.error else 'no message'}"
+    found = record.metrics
+    return (
+        f"{record.trial_id} top-1 {found['top1']:.2f} %, {found['bops_g']:.4g} G BOPs "
+        f"(×{found['compression']:.0f} smaller), ARD {found['ard']:.3f}"
+    )
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

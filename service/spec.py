@@ -1,0 +1,388 @@
+"""The sweep's YAML: read, checked whole, and turned into the settings of trials.
+
+`load_spec` reports everything that is wrong with a file at once, each with file:line:column. The settings' own classes
+say what is allowed (`trainables.config`, and those below); pydantic compares the file with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from service.space import Domain, Scalar, parse_domain
+from service.yaml_source import Path_, Source, read_yaml
+from trainables.config import (
+    METHOD_CONFIGS,
+    STRICT,
+    DataConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    NetworkConfig,
+    ReferenceConfig,
+    TrialConfig,
+)
+from trainables.data import check_data_name
+from trainables.errors import ConfigError, did_you_mean
+from trainables.models import check_network
+
+T = TypeVar("T")
+VARIABLE = ("method", "finetune")
+"""Sections whose settings a space may vary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig:
+    """How the settings of the next trial are chosen."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: Literal["tpe", "nsga2", "random"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, NSGA-II, or independent draws."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesConfig:
+    """What a trial gets, and how many run at once."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    workers: int = 1
+    """Processes that share a trial's batches (data parallel)."""
+    cpus_per_worker: int = 1
+    """CPUs, and CPU threads, of each worker."""
+    gpus_per_worker: float = 0.0
+    launch: Literal["auto", "process", "train"] = "auto"
+    """`process` runs a trial of one worker in its own process (2-3 s of overhead); `train` starts its workers under Ray
+    Train (11-19 s). `auto` is `process` for one worker and `train` for several."""
+    concurrency: int = 1
+    """Trials that run at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"resources.{name} is {getattr(self, name)}; give at least 1.")
+        if self.gpus_per_worker < 0:
+            raise ConfigError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give 0 or more.")
+        if self.launch == "process" and self.workers > 1:
+            raise ConfigError(
+                f"resources.launch is 'process', which has one worker, not {self.workers}; use 'train' or 'auto'."
+            )
+
+    @property
+    def launch_resolved(self) -> Literal["process", "train"]:
+        """`launch` with `auto` decided."""
+        if self.launch == "auto":
+            return "process" if self.workers == 1 else "train"
+        return self.launch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """Where sweeps are kept."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    path: str = "bitfront-sweeps"
+    """Folder; relative to where the command is run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where MLflow records the sweep."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    uri: str = ""
+    """MLflow tracking server or database; empty for an SQLite database in the storage."""
+    experiment: str = "bitfront"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plain:
+    """The keys of the top level that are not sections."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: str
+    trials: int
+    seed: int = 0
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
+            raise ConfigError(
+                f"name is {self.name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', no '.' or '-' first."
+            )
+        if self.trials < 1:
+            raise ConfigError(f"trials is {self.trials}; give at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSpec:
+    """A sweep as its YAML describes it, checked."""
+
+    name: str
+    trials: int
+    seed: int
+    """Seed of every trial: trials differ in their settings alone."""
+    description: str
+    tags: Mapping[str, str]
+    network: NetworkConfig
+    data: DataConfig
+    reference: ReferenceConfig
+    method_name: str
+    fixed: Mapping[str, Mapping[str, Any]]
+    """Settings of `method` and `finetune` that the space does not vary."""
+    evaluation: EvaluationConfig
+    space: Mapping[str, Domain]
+    sampler: SamplerConfig
+    resources: ResourcesConfig
+    storage: StorageConfig
+    tracking: TrackingConfig
+    text: str
+    """The YAML as written."""
+
+    def trial_config(self, settings: Mapping[str, Any]) -> TrialConfig:
+        """The settings of a trial to which the space gave `settings`. Raises ConfigError where they do not fit."""
+        varied: dict[str, dict[str, Any]] = {section: dict(self.fixed[section]) for section in VARIABLE}
+        for name, value in settings.items():
+            section, setting = name.split(".", 1)
+            varied[section][setting] = value
+        return TrialConfig(
+            network=self.network,
+            data=self.data,
+            reference=self.reference,
+            method=_build(METHOD_CONFIGS[self.method_name], varied["method"]),
+            finetune=_build(FinetuneConfig, varied["finetune"]),
+            evaluation=self.evaluation,
+            seed=self.seed,
+        )
+
+    def example_settings(self) -> dict[str, Scalar]:
+        """The first example of every domain of the space."""
+        return {name: domain.examples()[0] for name, domain in self.space.items()}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything that the results depend on; not of the description, the tags or the layout."""
+        content = dataclasses.asdict(self)
+        for name in ("description", "tags", "text"):
+            del content[name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+SECTIONS: dict[str, type] = {
+    "network": NetworkConfig,
+    "data": DataConfig,
+    "reference": ReferenceConfig,
+    "evaluation": EvaluationConfig,
+    "sampler": SamplerConfig,
+    "resources": ResourcesConfig,
+    "storage": StorageConfig,
+    "tracking": TrackingConfig,
+}
+PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(_Plain))
+TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space")
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """Reads and checks a sweep's YAML. Raises SpecError with all that is wrong, a line each."""
+    source = read_yaml(path)
+    content = source.content
+    for key in content:
+        if key not in TOP_KEYS:
+            source.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}", at_key=True)
+    plain = _read(source, (), _Plain, {k: v for k, v in content.items() if k in PLAIN_KEYS})
+    sections: dict[str, Any] = {
+        name: _read(source, (name,), kind, _section(source, name)) for name, kind in SECTIONS.items()
+    }
+    _check_names(source, sections)
+    method = dict(_section(source, "method"))
+    method_name = method.pop("name", None)
+    fixed = {"method": method, "finetune": dict(_section(source, "finetune"))}
+    space: dict[str, Domain] = {}
+    if isinstance(method_name, str) and method_name in METHOD_CONFIGS:
+        kinds = {"method": METHOD_CONFIGS[method_name], "finetune": FinetuneConfig}
+        space = _read_space(source, kinds, fixed)
+        _check_varied(source, kinds, fixed, space)
+    elif method_name is None:
+        source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
+    else:
+        hint = did_you_mean(str(method_name), METHOD_CONFIGS)
+        source.add(("method", "name"), f"method.name: unknown method {method_name!r}{hint}")
+    source.raise_problems()
+    spec = SweepSpec(
+        **{f.name: getattr(plain, f.name) for f in dataclasses.fields(_Plain)},
+        **sections,
+        method_name=str(method_name),
+        fixed=fixed,
+        space=space,
+        text=path.read_text(encoding="utf-8"),
+    )
+    _check_batches(source, spec)
+    source.raise_problems()
+    return spec
+
+
+def _section(source: Source, name: str) -> dict[str, Any]:
+    value = source.content.get(name, {})
+    if isinstance(value, dict):
+        return value
+    source.add((name,), f"{name}: found {value!r}; expected settings below it")
+    return {}
+
+
+def _check_names(source: Source, sections: Mapping[str, Any]) -> None:
+    for section, check in (("network", check_network), ("data", check_data_name)):
+        config = sections[section]
+        if config is not None:
+            try:
+                check(config.name)
+            except ConfigError as error:
+                source.add((section, "name"), f"{section}.name: {error}")
+
+
+def _read_space(source: Source, kinds: Mapping[str, type], fixed: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
+    entries = _section(source, "space")
+    if not entries:
+        source.add(
+            ("space",),
+            "space: missing or empty; give at least one setting to vary, as method.zeta: {loguniform: [0.01, 1.0]}",
+            at_key=True,
+        )
+    known = [f"{section}.{f.name}" for section, kind in kinds.items() for f in dataclasses.fields(kind)]
+    space: dict[str, Domain] = {}
+    for name, value in entries.items():
+        path = ("space", name)
+        if name not in known:
+            source.add(path, f"space: {name!r} is not a setting{did_you_mean(name, known)}", at_key=True)
+            continue
+        section, setting = name.split(".", 1)
+        if setting in fixed[section]:
+            source.add(path, f"space.{name}: also fixed under '{section}:'; remove one of the two", at_key=True)
+            continue
+        try:
+            space[name] = parse_domain(value)
+        except ConfigError as error:
+            source.add(path, f"space.{name}: {error}")
+    return space
+
+
+def _check_varied(
+    source: Source,
+    kinds: Mapping[str, type],
+    fixed: Mapping[str, Mapping[str, Any]],
+    space: Mapping[str, Domain],
+) -> None:
+    """Builds `method` and `finetune` once for each example of each domain, the others at their first."""
+    unread = {name for name in _section(source, "space") if name not in space}
+    for section, kind in kinds.items():
+        own = {name.split(".", 1)[1]: domain for name, domain in space.items() if name.startswith(f"{section}.")}
+        first = {**fixed[section], **{name: domain.examples()[0] for name, domain in own.items()}}
+        problems = _problems(kind, first, section)
+        for path, message, at_key in problems:
+            dotted = ".".join(str(part) for part in path)
+            if dotted in space:
+                continue
+            if not (message.endswith("missing") and dotted in unread):
+                source.add(path, message, at_key=at_key)
+        blamed_on_fixed = any(".".join(map(str, path)) not in space for path, _, _ in problems)
+        for name, domain in own.items():
+            for example in domain.examples():
+                for path, message, _ in _problems(kind, {**first, name: example}, section):
+                    mine = path == (section, name) or (not blamed_on_fixed and path == (section,))
+                    if mine:
+                        source.add(("space", f"{section}.{name}"), f"space.{message}")
+
+
+def _check_batches(source: Source, spec: SweepSpec) -> None:
+    config = spec.trial_config(spec.example_settings())
+    for section, size in (
+        ("reference", config.reference.batch_size),
+        ("method", config.method.batch_size),
+        ("finetune", config.finetune.batch_size),
+    ):
+        if size % spec.resources.workers:
+            source.add(
+                (section, "batch_size"),
+                f"{section}.batch_size: {size} images cannot be shared equally by {spec.resources.workers} workers",
+            )
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _build(kind: type[T], content: Mapping[str, Any]) -> T:
+    """An instance of a settings class. Through JSON, as there a list may stand for a tuple and nothing else is lax."""
+    try:
+        built: T = _adapter(kind).validate_json(json.dumps(content))
+        return built
+    except ValidationError as error:
+        raise ConfigError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+
+
+def _read(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:
+    problems = _problems(kind, content, *path)
+    for place, message, at_key in problems:
+        source.add(place, message, at_key=at_key)
+    return None if problems else _build(kind, content)
+
+
+def _problems(kind: type, content: Mapping[str, Any], *prefix: str | int) -> list[tuple[Path_, str, bool]]:
+    """What is wrong with a section: path, message, and whether the key rather than its value is."""
+    try:
+        _adapter(kind).validate_json(json.dumps(content))
+    except ValidationError as error:
+        return [_explain(kind, problem, prefix) for problem in error.errors(include_url=False)]
+    return []
+
+
+def _explain(kind: type, problem: Any, prefix: Path_) -> tuple[Path_, str, bool]:
+    path = (*prefix, *problem["loc"])
+    dotted = ".".join(str(part) for part in path)
+    names = [f.name for f in dataclasses.fields(kind)]
+    match problem["type"]:
+        case "missing":
+            return path, f"{dotted}: missing", True
+        case "unexpected_keyword_argument":
+            return path, f"{dotted}: unknown key {path[-1]!r}{did_you_mean(str(path[-1]), names)}", True
+        case "value_error":
+            message = str(problem["ctx"]["error"])
+            named = re.match(r"(?:\w+\.)?(\w+)(?= is |: )", message)
+            if named and named[1] in names:
+                return (*prefix, named[1]), message.rstrip("."), False
+            return prefix, message.rstrip("."), False
+        case kind_of_error:
+            expected = _EXPECTED.get(kind_of_error) or _literals(problem) or problem["msg"].lower()
+            return path, f"{dotted}: found {problem['input']!r}; expected {expected}", False
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list in brackets",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+}
+
+
+def _literals(problem: Any) -> str:
+    if problem["type"] != "literal_error":
+        return ""
+    return f"one of {problem['ctx']['expected'].replace(' or ', ', ')}"

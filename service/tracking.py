@@ -1,0 +1,295 @@
+"""The mirror in MLflow: one parent run for each sweep, one child for each trial.
+
+The only module that speaks to MLflow. Everything is found again by tags, so that a mirror can be brought up to date at
+any time, by any process, and be rebuilt from the sweep's storage if it is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.pareto import front
+from service.records import SweepStore, TrialRecord
+from trainables.errors import TrackingError, did_you_mean
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger("bitfront.tracking")
+
+SWEEP_TAG, TRIAL_TAG, STATE_TAG, FRONT_TAG = "bitfront.sweep", "bitfront.trial", "bitfront.state", "bitfront.front"
+EPOCHS_TAG = "bitfront.epochs"
+PARENT_TAG, NOTE_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.note.content", "mlflow.runName"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+PROBE_TIMEOUT_S = 5.0
+METRICS_PER_BATCH = 1000
+STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
+
+
+def resolve_uri(uri: str, storage: Path) -> str:
+    """The tracking URI; empty means the SQLite database in the storage."""
+    return uri or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+def check_tracking(uri: str) -> None:
+    """Raises TrackingError within seconds unless `uri` can be written to. Creates nothing."""
+    scheme = uri.split(":", 1)[0].split("+", 1)[0]
+    if scheme in ("http", "https"):
+        _probe_server(uri)
+    elif scheme == "sqlite":
+        _probe_sqlite(Path(uri.split("///", 1)[-1]))
+    elif scheme not in DATABASES:
+        known = ("http", "https", *DATABASES)
+        raise TrackingError(f"tracking.uri: {uri!r} has the scheme {scheme!r}{did_you_mean(scheme, known)}.")
+    if scheme != "sqlite":
+        try:
+            _client(uri).search_experiments(max_results=1)
+        except Exception as error:  # MLflow passes on whatever its stores and requests raise
+            place = _without_secrets(uri)
+            raise TrackingError(f"tracking.uri: {place} does not answer as MLflow: {_line(error)}") from None
+
+
+def _probe_server(uri: str) -> None:
+    try:
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PROBE_TIMEOUT_S).close()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise TrackingError(
+            f"tracking.uri: {_without_secrets(uri)} cannot be reached ({_line(error)}). Start the server, correct the "
+            "address, or leave tracking.uri out to record in the sweep's storage."
+        ) from None
+
+
+def _probe_sqlite(path: Path) -> None:
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.Error as error:
+            raise TrackingError(f"tracking.uri: {path} cannot be used as an SQLite database: {error}.") from None
+    elif not place.is_dir() or not os.access(place, os.W_OK):
+        raise TrackingError(f"tracking.uri: {path} cannot be created: {place} is not a writable folder.")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _without_secrets(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _client(uri: str) -> MlflowClient:
+    # MLflow's own defaults block for minutes when a server is away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+class Tracker:
+    """Brings MLflow in line with a sweep's storage. Runs are addressed by id, whatever the environment says."""
+
+    def __init__(self, store: SweepStore, *, uri: str, experiment: str) -> None:
+        self.store, self.uri, self.experiment = store, uri, experiment
+        self._client: MlflowClient | None = None
+        self._published: tuple[object, ...] = ()
+
+    def sync(self) -> None:
+        """Writes what the storage has and MLflow has not; doing it again changes nothing."""
+        client = self._client = self._client or _client(self.uri)
+        experiment_id = self._experiment_id(client)
+        parent = self._parent(client, experiment_id)
+        children = {run.data.tags[TRIAL_TAG]: run for run in self._children(client, experiment_id, parent)}
+        trials = self.store.trials()
+        done = [trial for trial in trials if trial.state == "done"]
+        members = {done[i].trial_id for i in front([trial.metrics for trial in done])}
+        for trial in trials:
+            run = children.get(trial.trial_id) or self._new_child(client, experiment_id, parent, trial)
+            self._sync_trial(client, trial, run, member=trial.trial_id in members)
+        self._sync_parent(client, parent, trials, members)
+
+    def _experiment_id(self, client: MlflowClient) -> str:
+        found = client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server decides for itself where artifacts go; the embedded database has the storage beside it.
+        embedded = self.uri.startswith("sqlite:")
+        location = (self.store.folder.parent.resolve() / "artifacts").as_uri() if embedded else None
+        return str(client.create_experiment(self.experiment, artifact_location=location))
+
+    def _parent(self, client: MlflowClient, experiment_id: str) -> Run:
+        sweep = self.store.sweep()
+        found = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep.sweep_id}'", max_results=1)
+        if found:
+            return found[0]
+        tags = {SWEEP_TAG: sweep.sweep_id, "bitfront.spec_hash": sweep.spec_hash, **sweep.tags}
+        run = client.create_run(experiment_id, start_time=sweep.created_ms, tags=tags, run_name=sweep.name)
+        _log(client, run.info.run_id, params=sweep.facts)
+        client.log_artifact(run.info.run_id, str(self.store.folder / "spec.yaml"))
+        return run
+
+    def _children(self, client: MlflowClient, experiment_id: str, parent: Run) -> list[Run]:
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = client.search_runs(
+                [experiment_id], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'", max_results=1000, page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _new_child(self, client: MlflowClient, experiment_id: str, parent: Run, trial: TrialRecord) -> Run:
+        tags = {PARENT_TAG: parent.info.run_id, TRIAL_TAG: trial.trial_id, STATE_TAG: "running", EPOCHS_TAG: "0"}
+        name = f"{self.store.folder.name}-{trial.number}"
+        run = client.create_run(experiment_id, start_time=trial.started_ms, tags=tags, run_name=name)
+        _log(client, run.info.run_id, params={name: str(value) for name, value in trial.settings.items()})
+        return run
+
+    def _sync_trial(self, client: MlflowClient, trial: TrialRecord, run: Run, *, member: bool) -> None:
+        run_id, tags = run.info.run_id, run.data.tags
+        if tags.get(STATE_TAG) != trial.state or trial.state == "running":
+            self._sync_epochs(client, run_id, trial, logged=int(tags.get(EPOCHS_TAG, "0")))
+        if tags.get(STATE_TAG) != trial.state:
+            self._finish(client, run_id, trial)
+        if trial.state == "done" and tags.get(FRONT_TAG) != str(member).lower():
+            client.set_tag(run_id, FRONT_TAG, str(member).lower())
+
+    def _sync_epochs(self, client: MlflowClient, run_id: str, trial: TrialRecord, *, logged: int) -> None:
+        history = self.store.history(trial.trial_id)
+        if len(history) == logged:
+            return
+        # A batch that was sent before a crash is sent again with the same times: MLflow keeps such points once.
+        points = [
+            (f"{line['stage']}/{name}", value, line["time_ms"], step)
+            for step, line in enumerate(history)
+            if step >= logged
+            for name, value in line["metrics"].items()
+        ]
+        _log(client, run_id, metrics=points)
+        client.set_tag(run_id, EPOCHS_TAG, str(len(history)))
+
+    def _finish(self, client: MlflowClient, run_id: str, trial: TrialRecord) -> None:
+        _log(client, run_id, metrics=[(name, value, trial.ended_ms, 0) for name, value in trial.metrics.items()])
+        folder = self.store.trial_folder(trial.trial_id)
+        for name in ("policy.json", "bits.png"):
+            if (folder / name).exists():
+                client.log_artifact(run_id, str(folder / name))
+        if trial.policy_hash:
+            client.set_tag(run_id, "bitfront.policy_hash", trial.policy_hash)
+        if trial.error:
+            client.set_tag(run_id, "bitfront.error", trial.error[:5000])
+        client.set_terminated(run_id, STATUS[trial.state], end_time=trial.ended_ms)
+        # Last: a run without the final state is finished again by the next sync.
+        client.set_tag(run_id, STATE_TAG, trial.state)
+
+    def _sync_parent(self, client: MlflowClient, parent: Run, trials: Sequence[TrialRecord], members: set[str]) -> None:
+        sweep, run_id = self.store.sweep(), parent.info.run_id
+        states = [trial.state for trial in trials]
+        standing = (tuple(states), frozenset(members), sweep.ended_ms)
+        if standing == self._published:
+            return
+        time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in trials)])
+        counts = {f"trials_{state}": states.count(state) for state in ("done", "diverged", "failed")}
+        best = max((trial.metrics["top1"] for trial in trials if trial.state == "done"), default=None)
+        numbers = {**counts, "front_size": len(members)} | ({} if best is None else {"best_top1": best})
+        step = len(states) - states.count("running")
+        _log(client, run_id, metrics=[(name, float(value), time_ms, step) for name, value in numbers.items()])
+        for name in ("front.json", "front.md", "front.html"):
+            if (self.store.folder / name).exists():
+                client.log_artifact(run_id, str(self.store.folder / name))
+        note = self.store.folder / "front.md"
+        if note.exists():
+            client.set_tag(run_id, NOTE_TAG, note.read_text()[:7500])
+        if sweep.ended_ms and parent.info.status == "RUNNING":
+            client.set_terminated(run_id, "FINISHED", end_time=sweep.ended_ms)
+        self._published = standing
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    metrics: Sequence[tuple[str, float, int, int]] = (),
+) -> None:
+    """Parameters, and metrics as (name, value, time in ms, step), in as few requests as MLflow allows."""
+    from mlflow.entities import Metric, Param
+
+    points = [Metric(name, value, time_ms, step) for name, value, time_ms, step in metrics]
+    settings = [Param(name, value) for name, value in (params or {}).items()]
+    if settings:
+        client.log_batch(run_id, params=settings)
+    for start in range(0, len(points), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
+
+
+class BackgroundMirror:
+    """Syncs in a thread of its own, so that a slow or absent server never holds up the sweep."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._wanted, self._closing = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="bitfront-mirror", daemon=True)
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Asks for a sync soon; many requests become one."""
+        self._wanted.set()
+
+    def close(self) -> Exception | None:
+        """A last sync; what went wrong in it, or None."""
+        self._closing.set()
+        self._wanted.set()
+        self._thread.join()
+        return self._error
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.wait()
+            closing = self._closing.is_set()
+            self._wanted.clear()
+            try:
+                self._tracker.sync()
+                self._error = None
+            except Exception as error:  # whatever the server does, the sweep goes on and the next sync tries again
+                if self._error is None:
+                    log.warning("the tracking record is behind: %s", _line(error))
+                self._error = error
+            if closing:
+                return
+
+
+def serve_ui(storage: Path, *, host: str, port: int) -> int:
+    """Runs MLflow's server on the storage's embedded database until it ends; its exit status."""
+    database = storage.resolve() / "mlflow.db"
+    if not database.exists():
+        raise TrackingError(f"{database} does not exist: run a sweep with this storage first, or give --storage.")
+    artifacts = (storage.resolve() / "artifacts").as_uri()
+    arguments = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    arguments += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        return subprocess.call(arguments, env={**os.environ, **settings})
+    except KeyboardInterrupt:
+        return 0

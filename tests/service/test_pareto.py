@@ -1,0 +1,43 @@
+import math
+import random
+
+import pytest
+
+from service.pareto import Objective, dominates, front, knee
+
+
+def objectives(count: int) -> tuple[Objective, ...]:
+    return tuple(Objective(f"o{i}", "max" if i % 2 else "min", f"o{i}") for i in range(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_front_equals_the_all_pairs_definition(count: int) -> None:
+    draw = random.Random(count)
+    axes = objectives(count)
+    for _ in range(200):
+        size, levels = draw.randint(0, 25), draw.choice([2, 4, 50])
+        points = [{o.name: float(draw.randint(0, levels)) for o in axes} for _ in range(size)]
+        expected = [i for i, p in enumerate(points) if not any(dominates(q, p, axes) for q in points)]
+        assert front(points, axes) == expected
+
+
+def test_dominance_needs_one_objective_to_be_better() -> None:
+    low, high = {"o0": 1.0, "o1": 5.0}, {"o0": 1.0, "o1": 6.0}
+    assert dominates(high, low, objectives(2))
+    assert not dominates(low, high, objectives(2))
+    assert not dominates(low, dict(low), objectives(2))
+
+
+def test_knee_is_the_front_point_nearest_to_the_ideal() -> None:
+    axes = (Objective("x", "min", "x"), Objective("y", "min", "y"))
+    points = [{"x": 0.0, "y": 10.0}, {"x": 2.0, "y": 2.0}, {"x": 10.0, "y": 0.0}, {"x": 3.0, "y": 3.0}]
+    assert front(points, axes) == [0, 1, 2]
+    assert knee(points, axes) == 1
+    assert knee([], axes) is None
+    assert knee([{"x": 1.0, "y": 1.0}], axes) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        front([{"o0": bad}], objectives(1))
