@@ -40,7 +40,7 @@ def draw_bits(record: PolicyRecord, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     costs = record.costs
     axes.set_title(
-        f"{record.policy.network}, {record.method}: {costs['bops_g']:.4g} G BOPs "
+        f"{record.policy.network}, {record.method}, policy {record.policy.hash[:10]}\n{costs['bops_g']:.4g} G BOPs "
         f"({costs['compression']:.0f}× less than full precision), weights {costs['storage_mb']:.4g} MB",
         fontsize=10,
         loc="left",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,16 @@ class LayerBits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BitPolicy:
-    """Bits by layer name. `searched` layers were chosen by a method, `pinned` ones by a setting."""
+    """Bits by layer name, in order of execution. `pinned` layers have theirs by a setting, the others by a search."""
 
     network: str
-    searched: Mapping[str, LayerBits]
-    pinned: Mapping[str, LayerBits] = field(default_factory=dict)
+    bits: Mapping[str, LayerBits]
+    pinned: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        both = sorted(set(self.searched) & set(self.pinned))
-        if both:
-            raise ConfigError(f"policy: {', '.join(both)} is both searched and pinned; name each layer once.")
+        unknown = sorted(self.pinned - set(self.bits))
+        if unknown:
+            raise ConfigError(f"policy: {', '.join(unknown)} is pinned but has no bits; give it weight and act bits.")
         for layer, bits in self.bits.items():
             for kind, value in zip(("weight", "act"), bits, strict=True):
                 if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_BITS:
@@ -42,9 +42,9 @@ class BitPolicy:
                     )
 
     @property
-    def bits(self) -> dict[str, LayerBits]:
-        """Searched and pinned layers together."""
-        return {**self.searched, **self.pinned}
+    def searched(self) -> dict[str, LayerBits]:
+        """The layers that are not pinned."""
+        return {name: bits for name, bits in self.bits.items() if name not in self.pinned}
 
     @property
     def hash(self) -> str:
@@ -81,10 +81,6 @@ class PolicyRecord:
     def to_json(self) -> str:
         """Policy file as text; `from_json` reads it back."""
         policy = self.policy
-
-        def table(bits: Mapping[str, LayerBits]) -> dict[str, dict[str, int]]:
-            return {name: {"weight": b.weight, "act": b.act} for name, b in bits.items()}
-
         content = {
             "bitfront_policy": FORMAT_VERSION,
             "hash": policy.hash,
@@ -92,8 +88,10 @@ class PolicyRecord:
             "method": self.method,
             "settings": dict(self.settings),
             "costs": dict(self.costs),
-            "searched": table(policy.searched),
-            "pinned": table(policy.pinned),
+            "layers": {
+                name: {"weight": bits.weight, "act": bits.act, "pinned": name in policy.pinned}
+                for name, bits in policy.bits.items()
+            },
         }
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -107,11 +105,7 @@ class PolicyRecord:
         if not isinstance(content, dict) or content.get("bitfront_policy") != FORMAT_VERSION:
             raise ConfigError(f"{origin}: not a policy file: expected 'bitfront_policy': {FORMAT_VERSION}.")
         try:
-            policy = BitPolicy(
-                network=content["network"],
-                searched=_bits_table(content["searched"], origin),
-                pinned=_bits_table(content["pinned"], origin),
-            )
+            policy = _policy(content["network"], content["layers"], origin)
             record = cls(policy=policy, method=content["method"], settings=content["settings"], costs=content["costs"])
             found = content["hash"]
         except KeyError as error:
@@ -129,10 +123,14 @@ class PolicyRecord:
         return cls.from_json(path.read_text(), origin=str(path))
 
 
-def _bits_table(table: object, origin: str) -> dict[str, LayerBits]:
-    if not isinstance(table, dict):
-        raise ConfigError(f"{origin}: bits must be a mapping of layer name to weight and act bits.")
-    for name, bits in table.items():
-        if not isinstance(bits, dict) or set(bits) != {"weight", "act"}:
-            raise ConfigError(f"{origin}: layer {name!r}: expected exactly 'weight' and 'act', found {bits!r}.")
-    return {name: LayerBits(weight=bits["weight"], act=bits["act"]) for name, bits in table.items()}
+def _policy(network: str, layers: object, origin: str) -> BitPolicy:
+    if not isinstance(layers, dict):
+        raise ConfigError(f"{origin}: 'layers' must map each layer's name to its weight and act bits.")
+    for name, entry in layers.items():
+        if not isinstance(entry, dict) or set(entry) != {"weight", "act", "pinned"}:
+            raise ConfigError(f"{origin}: layer {name!r}: expected 'weight', 'act' and 'pinned', found {entry!r}.")
+    return BitPolicy(
+        network=network,
+        bits={name: LayerBits(weight=entry["weight"], act=entry["act"]) for name, entry in layers.items()},
+        pinned=frozenset(name for name, entry in layers.items() if entry["pinned"]),
+    )

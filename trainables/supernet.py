@@ -93,8 +93,9 @@ class Supernet:
             )
             for name, layer in self.searched.items()
         }
-        pinned = {name: LayerBits(weight=b, act=b) for name, b in self.roles.pinned.items()}
-        return BitPolicy(network=network, searched=bits, pinned=pinned)
+        bits |= {name: LayerBits(weight=b, act=b) for name, b in self.roles.pinned.items()}
+        in_order = {name: bits[name] for name in self.costs.layers}
+        return BitPolicy(network=network, bits=in_order, pinned=frozenset(self.roles.pinned))
 
     @torch.no_grad()
     def certainty(self) -> float:

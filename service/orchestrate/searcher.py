@@ -5,6 +5,7 @@ Ray's own searcher tells stopped and failed trials as complete, and leaves trial
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
             sampler=_sampler(sampler),
             directions=["maximize" if o.direction == "max" else "minimize" for o in OBJECTIVES],
         )
-        self._study.set_metric_names([o.name for o in OBJECTIVES])
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -55,6 +55,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
             self._study.tell(number, state=TrialState.FAIL)
         else:
             self._study.tell(number, values)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Which trial of the study each running trial of Tune is; the study itself is in its journal."""
+        Path(checkpoint_path).write_text(json.dumps(self._numbers))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads what `save` wrote."""
+        self._numbers = json.loads(Path(checkpoint_path).read_text())
 
 
 def _sampler(config: SamplerConfig) -> BaseSampler:

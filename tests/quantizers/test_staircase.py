@@ -17,7 +17,7 @@ def branch(grid: Grid, x: Tensor, step: Tensor) -> Tensor:
 
 
 def mixtures() -> list[tuple[str, tuple[Grid, ...], Tensor]]:
-    found = [
+    return [
         ("pact weights", PactWeights(BITS).grids, torch.tensor([0.7, 0.4, 0.1])),
         ("pact activations", PactActivations(BITS, signed=False).grids, torch.tensor([0.5, 0.2, 0.1])),
         ("pact signed", PactActivations(BITS, signed=True).grids, torch.tensor([0.5, 0.2, 0.1])),
@@ -25,7 +25,6 @@ def mixtures() -> list[tuple[str, tuple[Grid, ...], Tensor]]:
         ("hwgq activations", HwgqActivations(BITS, signed=False).grids, torch.tensor([0.5, 0.3, 0.2])),
         ("hwgq signed", HwgqActivations(BITS, signed=True).grids, torch.tensor([0.9, 0.5, 0.3])),
     ]
-    return found
 
 
 @pytest.mark.parametrize(("grids", "steps"), [m[1:] for m in mixtures()], ids=[m[0] for m in mixtures()])

@@ -22,6 +22,10 @@ from trainables.attribution import (
 from trainables.errors import CoverageError
 
 
+def features() -> list[nn.Module]:
+    return [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()]
+
+
 def pooled_net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

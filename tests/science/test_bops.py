@@ -15,8 +15,9 @@ IMAGE = torch.zeros(1, 3, 224, 224)
 
 def uniform(costs: CostModel, weight: int, act: int, *, pinned: int = 8) -> BitPolicy:
     names = list(costs.layers)
-    ends = {names[0]: LayerBits(pinned, pinned), names[-1]: LayerBits(pinned, pinned)}
-    return BitPolicy(network="net", searched=dict.fromkeys(names[1:-1], LayerBits(weight, act)), pinned=ends)
+    ends = frozenset((names[0], names[-1]))
+    bits = {name: LayerBits(pinned, pinned) if name in ends else LayerBits(weight, act) for name in names}
+    return BitPolicy(network="net", bits=bits, pinned=ends)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,6 @@ def test_exact_bops_and_storage_are_the_sums_over_layers() -> None:
 
 def test_a_policy_for_other_layers_is_refused() -> None:
     costs = measure(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2)), torch.randn(1, 3, 1, 1))
-    policy = BitPolicy(network="net", searched={"0": LayerBits(2, 2), "layer9": LayerBits(2, 2)})
+    policy = BitPolicy(network="net", bits={"0": LayerBits(2, 2), "layer9": LayerBits(2, 2)})
     with pytest.raises(ConfigError, match="does not have: layer9; layers without bits: 2"):
         costs.bops_g(policy)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainables.config import DataConfig
-from trainables.errors import ConfigError, DataMissingError
+from trainables.errors import ConfigError, DataMissingError, did_you_mean
+
+DATA_SET_NAMES = ("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder")
+WITHOUT_DOWNLOAD = ("digits", "imagefolder")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CONTENTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FASHION_FILES = tuple(f"{split}-{content}" for split in ("train", "t10k") for content in FASHION_CONTENTS)
-CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+CIFAR_FILES = {
+    "cifar10": [
+        f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+    ],
+    "cifar100": [f"cifar-100-python/{name}" for name in ("train", "test", "meta")],
+}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+def check_data_name(name: str) -> None:
+    """Raises ConfigError unless `name` is a known data set."""
+    if name not in DATA_SET_NAMES:
+        raise ConfigError(f"unknown data set {name!r}{did_you_mean(name, DATA_SET_NAMES)}.")
 
 
 def check_data(config: DataConfig) -> None:
     """Raises DataMissingError or ConfigError unless the data set is where its settings say, or may be downloaded."""
+    check_data_name(config.name)
+    if config.download and config.name in WITHOUT_DOWNLOAD:
+        raise ConfigError(f"data.download is true, but {config.name!r} cannot be downloaded: leave it out.")
     match config.name:
         case "digits":
             if config.root:
@@ -25,10 +44,11 @@ def check_data(config: DataConfig) -> None:
         case "cifar10" | "cifar100":
             _check_cifar(config)
         case "imagefolder":
-            _check_image_folder(_root(config))
+            _check_image_folder(data_root(config))
 
 
-def _root(config: DataConfig) -> Path:
+def data_root(config: DataConfig) -> Path:
+    """The folder that the settings name. Raises ConfigError where they name none."""
     if not config.root:
         raise ConfigError(f"data.root is missing: {config.name!r} needs the folder that holds the data set.")
     return Path(config.root).expanduser()
@@ -38,15 +58,15 @@ def fashion_folder(config: DataConfig) -> Path:
     """The folder that holds the four IDX files. A root that is given is the only place looked in."""
     places = [DEBIAN_FASHION_MNIST]
     if config.root:
-        root = Path(config.root).expanduser()
+        root = data_root(config)
         places = [root, root / "FashionMNIST" / "raw"]
     for place in places:
         if all(idx_file(place, name) is not None for name in FASHION_FILES):
             return place
     raise DataMissingError(
-        f"Fashion-MNIST is not in {' nor in '.join(map(str, places))} (four files such as {FASHION_FILES[0]}, or .gz). "
-        "Install Debian's package dataset-fashion-mnist, give data.root a folder that holds the files, or set "
-        "data.download: true with a data.root to download into."
+        f"Fashion-MNIST is not in {' nor in '.join(map(str, places))}: looked for {', '.join(FASHION_FILES)}, as such or "
+        "with .gz. Install Debian's package dataset-fashion-mnist and leave data.root out, give data.root a folder that "
+        "holds the files, or set data.download: true with a data.root to download into."
     )
 
 
@@ -56,29 +76,40 @@ def idx_file(folder: Path, name: str) -> Path | None:
 
 
 def _check_cifar(config: DataConfig) -> None:
-    root = _root(config)
-    if not config.download and not (root / CIFAR_FOLDERS[config.name]).is_dir():
+    root = data_root(config)
+    missing = [str(root / name) for name in CIFAR_FILES[config.name] if not (root / name).is_file()]
+    if missing and not config.download:
         raise DataMissingError(
-            f"{config.name} is not in {root / CIFAR_FOLDERS[config.name]}. Unpack the data set's python version there, "
-            "or set data.download: true."
+            f"{config.name} is not complete in {root}; missing: {', '.join(missing)}. Unpack the data set's python "
+            "version there, or set data.download: true."
         )
+
+
+def image_paths(folder: Path) -> Iterator[Path]:
+    """Image files below `folder`, in no certain order."""
+    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+
+
+def class_names(folder: Path) -> list[str]:
+    """Folders in `folder`, in alphabetical order: their places are the labels."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def _check_image_folder(root: Path) -> None:
-    classes = {}
     for split in ("train", "val"):
-        folder = root / split
-        if not folder.is_dir():
-            raise DataMissingError(f"{folder} is not a folder; expected {root}/{{train,val}}/<class>/<image>.")
-        classes[split] = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    if not classes["train"]:
-        raise DataMissingError(f"{root / 'train'} has no class folders. Expected images as train/<class>/<image>.")
-    if classes["train"] != classes["val"]:
-        train_only, val_only = (
-            sorted(classes["train"] - classes["val"]),
-            sorted(classes["val"] - classes["train"]),
-        )
+        if not (root / split).is_dir():
+            raise DataMissingError(f"{root / split} is not a folder; expected {root}/{{train,val}}/<class>/<image>.")
+    train, val = (class_names(root / split) for split in ("train", "val"))
+    if not train:
+        raise DataMissingError(f"{root / 'train'} has no class folders; expected images as train/<class>/<image>.")
+    if train != val:
+        train_only, val_only = sorted(set(train) - set(val)), sorted(set(val) - set(train))
         raise DataMissingError(
-            f"{root}: train and val have different classes: only in train: {', '.join(train_only) or 'none'}; "
-            f"only in val: {', '.join(val_only) or 'none'}."
+            f"{root}: train and val have different classes; only in train: {', '.join(train_only) or 'none'}; "
+            f"only in val: {', '.join(val_only) or 'none'}. Give both the same class folders."
         )
+    for folder in (root / split / name for split in ("train", "val") for name in train):
+        if next(image_paths(folder), None) is None:
+            raise DataMissingError(
+                f"{folder} holds no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some, or remove the class."
+            )

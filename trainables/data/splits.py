@@ -1,22 +1,26 @@
-"""Images in memory or in files, and the batches made of them.
+"""A data set's two splits, and the batches made of them.
 
-Order and augmentation are functions of (seed, epoch, place in the data set) alone: the same seed gives the same batches
-bit for bit, with any number of loader processes, and the global random state is left as it was.
+The order of an epoch and the random changes of its images are functions of (seed, epoch, place in the data set) alone:
+batches are the same bit for bit with any number of loader processes, those of several workers put together are those of
+one, and the global random state is neither read nor changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from trainables.errors import ConfigError
+from trainables.errors import BitfrontError, ConfigError
 
 Batch = tuple[Tensor, Tensor]
+DRAWS = 5
+"""Random numbers per image and epoch: flip, row, column, area and aspect ratio."""
 
 
 class ImageSet(Protocol):
@@ -24,50 +28,56 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, places: Sequence[int], random: torch.Generator | None) -> Batch:
-        """Images [N, 3, S, S] normalised, labels [N]; augmented where a generator is given."""
+    def batch(self, places: Tensor, draws: Tensor | None) -> Batch:
+        """Images [N, 3, S, S] normalised, labels [N]; augmented where `draws` [N, DRAWS] in [0, 1) are given."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSplits:
     """A data set as search and finetune see it."""
 
+    name: str
     train: ImageSet
     validation: ImageSet
     num_classes: int
-    fingerprint: str
-    """SHA-256 of images and labels; for a folder of files, of their paths and sizes."""
+    digest: Callable[[], str]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and labels of the data set, hexadecimal, before resizing and subsets.
+
+        A folder's files are read when this is first asked for: hours of decoding need not wait for it.
+        """
+        return self.digest()
 
 
-class _Batches(Sampler[tuple[int, list[int]]]):
-    """(number of the batch, this worker's places in it), one for each global batch."""
+class _Batches(Dataset["Batch | BitfrontError"]):
+    """Whole batches by number: this worker's share of each global batch."""
 
-    def __init__(self, order: Tensor, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> None:
-        whole = len(order) // batch_size if drop_last else -(-len(order) // batch_size)
-        self.chunks = [order[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, images: ImageSet, shares: Sequence[Tensor], draws: Tensor | None) -> None:
+        self.images, self.shares, self.draws = images, shares, draws
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.shares)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        for number, chunk in enumerate(self.chunks):
-            yield number, torch.tensor_split(chunk, self.world_size)[self.rank].tolist()
+    def __getitem__(self, number: int) -> Batch | BitfrontError:
+        places = self.shares[number]
+        try:
+            return self.images.batch(places, None if self.draws is None else self.draws[places])
+        except BitfrontError as error:
+            # Raised in a loader process, its message would arrive with a traceback in it.
+            return error
 
 
-class _ByBatch(Dataset[Batch]):
-    """Fetches one whole batch for each item of the sampler."""
+class _Loader(DataLoader["Batch | BitfrontError"]):
+    """Raises what a loader process found wrong, in the words it was found with."""
 
-    def __init__(self, images: ImageSet, *, seed: int | None, rank: int) -> None:
-        self.images, self.seed, self.rank = images, seed, rank
-
-    def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
-        number, places = item
-        random = None
-        if self.seed is not None:
-            random = torch.Generator().manual_seed(_mix(self.seed, number, self.rank))
-        return self.images.batch(places, random)
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do for a loop
+        for found in super().__iter__():
+            if isinstance(found, BitfrontError):
+                raise found
+            yield found
 
 
 def loader(
@@ -80,29 +90,42 @@ def loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
-) -> DataLoader[Batch]:
-    """Batches of one epoch for one worker; `batch_size` counts the images of all workers together.
+) -> _Loader:
+    """Batches of one epoch for the worker `rank`; `batch_size` counts the images of all workers together.
 
     Training (`shuffle`): new order each epoch, augmented, a last incomplete batch is dropped, and every worker gets the
-    same number of images. Evaluation: in order, nothing dropped, each image with exactly one worker.
+    same number of images. Evaluation: in order, nothing dropped, each image with exactly one worker, which may get fewer
+    batches than another.
     """
-    if shuffle and batch_size % world_size:
-        raise ConfigError(f"batch_size is {batch_size}, which {world_size} workers cannot share equally.")
-    if shuffle and len(images) < batch_size:
-        raise ConfigError(f"batch_size is {batch_size}, but there are only {len(images)} training images.")
-    mixed = _mix(seed, epoch)
-    order = torch.arange(len(images))
+    _check_shares(len(images), batch_size=batch_size, world_size=world_size, training=shuffle)
+    random = torch.Generator().manual_seed(_mix(seed, epoch))
+    order, draws = torch.arange(len(images)), None
     if shuffle:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed))
-    batches = _Batches(order, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=shuffle)
-    return DataLoader(
-        _ByBatch(images, seed=mixed if shuffle else None, rank=rank),
-        sampler=batches,
+        order = torch.randperm(len(images), generator=random)[: len(images) // batch_size * batch_size]
+        draws = torch.rand(len(images), DRAWS, generator=random)
+    shares = [chunk.tensor_split(world_size)[rank] for chunk in order.split(batch_size)]
+    return _Loader(
+        _Batches(images, [share for share in shares if len(share)], draws),
         batch_size=None,
         num_workers=workers,
         # A generator of its own: the loader would otherwise draw from the global random state.
-        generator=torch.Generator().manual_seed(mixed),
+        generator=random,
     )
+
+
+def _check_shares(count: int, *, batch_size: int, world_size: int, training: bool) -> None:
+    if training and batch_size % world_size:
+        raise ConfigError(
+            f"batch_size is {batch_size}, which {world_size} workers cannot share equally; give a multiple of {world_size}."
+        )
+    if training and count < batch_size:
+        raise ConfigError(
+            f"batch_size is {batch_size}, but there are only {count} training images; give at most {count}."
+        )
+    if min(batch_size, count) < world_size:
+        raise ConfigError(
+            f"{world_size} workers cannot share {count} images in batches of {batch_size}: each needs at least one image."
+        )
 
 
 def _mix(*numbers: int) -> int:

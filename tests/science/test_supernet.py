@@ -1,0 +1,165 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.bops import CostModel, measure
+from trainables.config import GmpqConfig, NetworkConfig
+from trainables.errors import ConfigError, CoverageError
+from trainables.models import build_network
+from trainables.policy import LayerBits
+from trainables.quantizers.layers import QuantConv2d, QuantLinear, calibrate, quant_layers
+from trainables.supernet import Supernet, assign_roles, build_supernet, deploy
+
+CONFIG = GmpqConfig(zeta=0.1, eta=1.0)
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 6),
+        nn.Linear(6, 4),
+    )
+
+
+def made(net: nn.Module, images: Tensor, **settings: object) -> tuple[Supernet, CostModel]:
+    costs = measure(net, images)
+    config = GmpqConfig(zeta=0.1, eta=1.0, **settings)
+    return build_supernet(net, costs, assign_roles(costs, NetworkConfig(name="net")), config), costs
+
+
+def quantised(values: Tensor, step: float, low: int, high: int) -> Tensor:
+    return torch.clamp(torch.round(values / step), low, high) * step
+
+
+def test_the_output_is_one_convolution_of_the_mixed_weight_and_the_mixed_activation() -> None:
+    net, images = small_net(), torch.randn(5, 3, 8, 8)
+    supernet, _ = made(net, images)
+    layer = supernet.searched["2"]
+    with torch.no_grad():
+        layer.mixture.weight_logits.copy_(torch.tensor([0.3, -0.2, 0.9]))
+        layer.mixture.act_logits.copy_(torch.tensor([-0.5, 0.4, 0.1]))
+    x, (weight, bias) = torch.rand(5, 8, 6, 6) * 8, (net[2].weight, net[2].bias)
+    top = float(weight.detach().abs().max())
+    pi_w, pi_a = layer.mixture.weight_probs(), layer.mixture.act_probs()
+    mixed_weight = sum(
+        p * quantised(weight, top / (2 ** (b - 1) - 1), -(2 ** (b - 1) - 1), 2 ** (b - 1) - 1)
+        for p, b in zip(pi_w, (2, 3, 4), strict=True)
+    )
+    mixed_x = sum(p * quantised(x, 6 / (2**b - 1), 0, 2**b - 1) for p, b in zip(pi_a, (2, 3, 4), strict=True))
+    torch.testing.assert_close(layer(x), F.conv2d(mixed_x, mixed_weight, bias, groups=4), atol=1e-4, rtol=1e-4)
+
+
+def test_stem_and_head_stay_float_during_search_and_are_quantised_on_deployment() -> None:
+    net, images = small_net(), torch.randn(5, 3, 8, 8)
+    supernet, costs = made(net, images)
+    assert type(supernet.net[0]) is nn.Conv2d
+    assert type(supernet.net[6]) is nn.Linear
+    assert list(supernet.searched) == ["2", "5"]
+    policy = supernet.discretise("net")
+    assert list(policy.bits) == ["0", "2", "5", "6"]
+    assert policy.pinned == {"0", "6"}
+    assert policy.bits["0"] == policy.bits["6"] == LayerBits(8, 8)
+    deployed = deploy(net, costs, policy, "pact")
+    assert [type(deployed[i]) for i in (0, 2, 5, 6)] == [QuantConv2d, QuantConv2d, QuantLinear, QuantLinear]
+    assert deployed[0].mixture.activations.signed
+    assert not deployed[2].mixture.activations.signed
+
+
+def test_the_float_network_is_left_as_it_was() -> None:
+    net, images = small_net(), torch.randn(5, 3, 8, 8)
+    before = copy.deepcopy(net.state_dict())
+    supernet, costs = made(net, images)
+    deploy(net, costs, supernet.discretise("net"), "hwgq")
+    assert [type(m) for m in net] == [type(m) for m in small_net()]
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    # Same names, so that a float checkpoint fits.
+    assert set(before) <= set(supernet.net.state_dict())
+
+
+def test_the_deployed_layer_has_the_number_of_levels_that_the_policy_says() -> None:
+    net, images = small_net(), torch.randn(64, 3, 8, 8)
+    supernet, costs = made(net, images)
+    with torch.no_grad():
+        supernet.searched["2"].mixture.weight_logits[1] = 5.0
+        supernet.searched["2"].mixture.act_logits[2] = 5.0
+    policy = supernet.discretise("net")
+    assert policy.searched["2"] == LayerBits(weight=3, act=4)
+    deployed = deploy(net, costs, policy, "pact")
+    calibrate(deployed, images)
+    x, weight = deployed[2].mixture(torch.rand(64, 8, 6, 6) * 9, deployed[2].weight)
+    assert len(weight.unique()) == 7
+    assert len(x.unique()) == 16
+
+
+def test_equal_probabilities_give_the_smaller_width() -> None:
+    supernet, _ = made(small_net(), torch.randn(5, 3, 8, 8), weight_bits=(4, 2, 3))
+    assert {bits.weight for bits in supernet.discretise("net").searched.values()} == {2}
+
+
+def test_expected_bits_are_the_mean_width() -> None:
+    supernet, costs = made(small_net(), torch.randn(5, 3, 8, 8))
+    for bits in supernet.expected_bits():
+        torch.testing.assert_close(bits, torch.tensor([3.0, 3.0]))
+    start = sum(9 * costs.work[name].macs for name in supernet.searched)
+    assert float(supernet.start) == start
+    supernet.searched["5"].mixture.act_logits.data[0] = 20.0
+    torch.testing.assert_close(supernet.expected_bits()[1], torch.tensor([3.0, 2.0]))
+
+
+def test_pinned_patterns_leave_the_search_and_unmatched_ones_are_errors() -> None:
+    net = build_network("resnet8", num_classes=10)
+    costs = measure(net, torch.randn(2, 3, 16, 16))
+    roles = assign_roles(costs, NetworkConfig(name="resnet8", pinned={"*.downsample.*": 4, "conv1": 6}))
+    assert roles.pinned == {"conv1": 6, "fc": 8, "layer2.0.downsample.0": 4, "layer3.0.downsample.0": 4}
+    assert roles.float_in_search == {"fc"}
+    supernet = build_supernet(net, costs, roles, CONFIG)
+    assert quant_layers(supernet.net)["conv1"].mixture.weight_bits == (6,)
+    assert "layer2.0.downsample.0" not in supernet.searched
+    with pytest.raises(ConfigError, match=r"'layer9\.\*' matches no layer; layers are: conv1, layer1\.0\.conv1"):
+        assign_roles(costs, NetworkConfig(name="resnet8", pinned={"layer9.*": 4}))
+    with pytest.raises(ConfigError, match="leaves no layer to search"):
+        assign_roles(costs, NetworkConfig(name="resnet8", pinned={"*": 4}))
+
+
+def test_resnet18_has_19_searched_layers_and_resnet50_52() -> None:
+    for name, count in (("resnet18", 19), ("resnet50", 52)):
+        costs = measure(build_network(name, num_classes=10), torch.randn(1, 3, 32, 32))
+        assert len(assign_roles(costs, NetworkConfig(name=name)).searched) == count
+
+
+def test_signed_inputs_of_mobilenets_bottlenecks_are_found() -> None:
+    net = build_network("mobilenet_v2", num_classes=10)
+    costs = measure(net, torch.randn(2, 3, 32, 32))
+    # The expansion of a block reads the linear bottleneck before it, the depthwise convolution a ReLU6.
+    assert costs.work["features.3.conv.0.0"].reads_negative
+    assert not costs.work["features.3.conv.1.0"].reads_negative
+
+
+def test_a_layer_with_a_forward_pass_of_its_own_is_refused() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Standardised(4, 4, 1), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(CoverageError, match=r"1 is a Standardised"):
+        made(net, torch.randn(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "hwgq"])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "resnet18"])
+def test_every_weight_and_logit_of_a_supernet_gets_a_gradient(name: str, quantizer: str) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    supernet, _ = made(build_network(name, num_classes=10), images, quantizer=quantizer, weight_bits=(2, 4, 8))
+    supernet.net(images).square().mean().backward()
+    missing = [n for n, p in supernet.net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert missing == []
+    assert all(float(p.grad.abs().sum()) > 0 for p in supernet.bit_logits())
