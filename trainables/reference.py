@@ -21,7 +21,7 @@ from trainables.distributed import Workers, make_repeatable
 from trainables.errors import StorageError
 from trainables.evaluation import device_hours, top1
 from trainables.models import build_network
-from trainables.report import EpochReport, ReferenceRecord, Report
+from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
 from trainables.supernet import Roles, assign_roles
 from trainables.training import Batches, TrainingPlan, cosine, train
 
@@ -58,9 +58,9 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     The folder appears whole or not at all; of two that train at once the first to finish is kept.
     """
     workers = Workers.current()
-    folder = store / config.reference_key
-    if (folder / "record.json").exists():
-        return _read_record(folder)
+    known = ReferenceRecord.find(store, config.reference_key)
+    if known is not None:
+        return known
     data = load_data(config.data)
     make_repeatable(config.reference.seed)
     started = time.perf_counter()
@@ -72,7 +72,7 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
         data_fingerprint=data.fingerprint,
     )
     if workers.rank == 0:
-        _write(folder, net, record)
+        _write(store / record.key, net, record)
     return record
 
 
@@ -142,7 +142,8 @@ def load_bench(config: TrialConfig, *, store: Path) -> Bench:
     """Loads data and reference and counts the network. Raises StorageError where the reference was not trained."""
     workers = Workers.current()
     folder = store / config.reference_key
-    if not (folder / "record.json").exists():
+    record = ReferenceRecord.find(store, config.reference_key)
+    if record is None:
         raise StorageError(f"{folder}: no trained reference there; `ensure_reference` makes it.")
     data = load_data(config.data)
     net = build_network(config.network.name, num_classes=data.num_classes)
@@ -152,16 +153,7 @@ def load_bench(config: TrialConfig, *, store: Path) -> Bench:
     probe = images.to(workers.device)
     costs = measure(net, probe)
     roles = assign_roles(costs, config.network)
-    return Bench(config, workers, data, net, _read_record(folder), costs, roles, probe)
-
-
-def _read_record(folder: Path) -> ReferenceRecord:
-    try:
-        return ReferenceRecord(**json.loads((folder / "record.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(
-            f"{folder / 'record.json'} cannot be read ({error}); delete the folder to train anew."
-        ) from None
+    return Bench(config, workers, data, net, record, costs, roles, probe)
 
 
 def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
@@ -169,11 +161,11 @@ def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     unfinished.mkdir()
     torch.save(net.state_dict(), unfinished / "model.pt")
-    (unfinished / "record.json").write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+    (unfinished / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
     try:
         unfinished.rename(folder)
     except OSError:
         # Somebody else's reference is there already.
         shutil.rmtree(unfinished)
-        if not (folder / "record.json").exists():
+        if not (folder / RECORD_FILE).exists():
             raise

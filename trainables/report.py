@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
+from trainables.errors import StorageError
 from trainables.policy import PolicyRecord
 
+RECORD_FILE = "record.json"
 Stage = Literal["reference", "search", "finetune"]
 
 
@@ -38,7 +42,18 @@ class ReferenceRecord:
     """Validation top-1, percent."""
     device_hours: float
     data_fingerprint: str
-    """SHA-256 of the images and labels; for a folder of files, of their paths and sizes."""
+    """SHA-256 of the training and validation images and labels."""
+
+    @classmethod
+    def find(cls, store: Path, key: str) -> ReferenceRecord | None:
+        """The record of the reference `key` in `store`; None where it has not been trained yet."""
+        path = store / key / RECORD_FILE
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise StorageError(f"{path} cannot be read ({error}); delete its folder to train anew.") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

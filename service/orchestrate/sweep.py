@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
 from dashboards.front import Front, as_json, as_markdown, as_page, find_front
+from service.orchestrate.failures import unwrapped
 from service.orchestrate.searcher import StudySearcher
 from service.orchestrate.worker import TrialJob, make_reference, now_ms, run_trial
 from service.progress import Progress
@@ -24,7 +25,8 @@ from service.records import SweepRecord, SweepStore, TrialRecord, write_json, wr
 from service.spec import SweepSpec
 from service.tracking import BackgroundMirror, Tracker, resolve_uri
 from trainables.api import ReferenceRecord
-from trainables.errors import BitfrontError, ConfigError
+from trainables.config import TrialConfig
+from trainables.errors import ConfigError
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
 DRIVER_MEMORY = 2**20
@@ -99,15 +101,16 @@ def local_ray(spec: SweepSpec) -> Iterator[None]:
 
 def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress) -> None:
     config = spec.trial_config(spec.example_settings())
-    known = (store.references / config.reference_key / "record.json").exists()
-    progress.note(f"reference: {'found' if known else 'training'} {config.reference_key} …")
-    record = _reference(spec, store)
+    record = ReferenceRecord.find(store.references, config.reference_key)
+    if record is None:
+        progress.note(f"reference: training {config.reference_key} …")
+        record = _train_reference(spec, config, store)
     progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
     store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
 
 
-def _reference(spec: SweepSpec, store: SweepStore) -> ReferenceRecord:
-    config, resources = spec.trial_config(spec.example_settings()), spec.resources
+def _train_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore) -> ReferenceRecord:
+    resources = spec.resources
     if resources.launch_resolved == "train":
         from service.orchestrate.train import make_reference_on_workers
 
@@ -118,18 +121,12 @@ def _reference(spec: SweepSpec, store: SweepStore) -> ReferenceRecord:
     try:
         found: ReferenceRecord = ray.get(work())
     except ray.exceptions.RayTaskError as error:
-        raise _cause(error) from None
+        raise unwrapped(error) from None
     return found
 
 
 def _silent(numbers: dict[str, Any]) -> None:
     """Nobody listens to a reference's epochs."""
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of ours that Ray has wrapped, if it is one of ours."""
-    inner = getattr(error, "cause", None) or error
-    return inner if isinstance(inner, BitfrontError) else error
 
 
 def _run_trials(spec: SweepSpec, store: SweepStore, progress: Progress, mirror: BackgroundMirror) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from service.orchestrate.failures import unwrapped
 from service.orchestrate.worker import Tell, TrialJob, make_reference, run_trial
 from service.records import TrialRecord
 from service.spec import ResourcesConfig
@@ -40,11 +40,13 @@ def make_reference_on_workers(
     """Trains the reference on as many workers as a trial has."""
 
     def work(tell: Tell, rank: int) -> None:
-        record = make_reference(config, store=store, threads=resources.cpus_per_worker, tell=tell)
-        tell(asdict(record))
+        make_reference(config, store=store, threads=resources.cpus_per_worker, tell=tell)
 
-    reported = _fit(work, resources, name=config.reference_key, scratch=scratch, callbacks=[])
-    return ReferenceRecord(**{name: reported[name] for name in ReferenceRecord.__dataclass_fields__})
+    _fit(work, resources, name=config.reference_key, scratch=scratch, callbacks=[])
+    record = ReferenceRecord.find(store, config.reference_key)
+    if record is None:
+        raise RuntimeError("the workers ended without a reference")
+    return record
 
 
 def _fit(
@@ -54,8 +56,8 @@ def _fit(
     name: str,
     scratch: Path,
     callbacks: list[Any],
-) -> dict[str, Any]:
-    """Runs `work(tell, rank)` on every worker; the last numbers that rank 0 told."""
+) -> None:
+    """Runs `work(tell, rank)` on every worker."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -73,4 +75,8 @@ def _fit(
         ),
         run_config=train.RunConfig(name=name, storage_path=str(scratch), callbacks=callbacks),
     )
-    return dict(trainer.fit().metrics or {})
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        # Each worker's own error, where the group's would quote the end of its traceback.
+        raise unwrapped(next(iter(error.worker_failures.values()), error)) from None
