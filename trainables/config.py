@@ -56,9 +56,10 @@ class NetworkConfig:
     """Glob pattern of layer names -> weight and activation bits; these layers leave the search."""
 
     def __post_init__(self) -> None:
-        for where, bits in (("stem_bits", self.stem_bits), ("head_bits", self.head_bits), *self.pinned.items()):
+        patterns = [(f"pinned: {pattern!r}", bits) for pattern, bits in self.pinned.items()]
+        for where, bits in (("stem_bits", self.stem_bits), ("head_bits", self.head_bits), *patterns):
             if not 2 <= bits <= 16:
-                raise ConfigError(f"network: {where} is {bits}; give 2 to 16 bits.")
+                raise ConfigError(f"network.{where} is {bits}; give 2 to 16 bits.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,33 @@
+"""What the house is held together by: layers, and what a module may load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "scipy", "sklearn", "matplotlib", "plotly", "pandas"}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after importing `module`."""
+    code = f"import {module}, json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(found.stdout))
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["service.cli", "service.spec", "service.preflight", "service.records", "service.pareto", "service.progress",
+     "service.tracking", "dashboards.front", "dashboards.bits", "trainables.api", "trainables.config",
+     "trainables.policy", "trainables.models", "trainables.data"],
+)  # fmt: skip
+def test_importing_it_loads_nothing_heavy(module: str) -> None:
+    assert loaded_by(module) & HEAVY == set()
+
+
+def test_the_layers_hold() -> None:
+    assert lint_imports(config_filename=str(ROOT / ".importlinter"), no_cache=True) == 0
