@@ -37,7 +37,7 @@ CASES = [
     ("name: good\n", "", "1:1", "name: missing"),
     ("resnet8", "resnet9", "2:17", "unknown network 'resnet9'; did you mean 'resnet8'?"),
     ("{name: resnet8}", "resnet8", "2:10", "network: found 'resnet8'; expected settings below it"),
-    ("{name: resnet8}", "{name: resnet8, stem_bits: 99}", "2:38", "stem_bits is 99; give 2 to 16 bits"),
+    ("{name: resnet8}", "{name: resnet8, stem_bits: 99}", "2:37", "stem_bits is 99; give 2 to 16 bits"),
     ("{name: resnet8}", "{name: resnet8, pinned: {a: 1.5}}", "2:38", "a: found 1.5; expected a whole number"),
     ("digits", "digit", "3:14", "unknown data set 'digit'; did you mean 'digits'?"),
     ("image_size: 16", "image_size: '16'", "3:34", "data.image_size: found '16'; expected a whole number"),

@@ -16,7 +16,8 @@ FASHION_CONTENTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 FASHION_FILES = tuple(f"{split}-{content}" for split in ("train", "t10k") for content in FASHION_CONTENTS)
 CIFAR_FILES = {
     "cifar10": [
-        f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+        f"cifar-10-batches-py/{name}"
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
     ],
     "cifar100": [f"cifar-100-python/{name}" for name in ("train", "test", "meta")],
 }
@@ -64,9 +65,9 @@ def fashion_folder(config: DataConfig) -> Path:
         if all(idx_file(place, name) is not None for name in FASHION_FILES):
             return place
     raise DataMissingError(
-        f"Fashion-MNIST is not in {' nor in '.join(map(str, places))}: looked for {', '.join(FASHION_FILES)}, as such or "
-        "with .gz. Install Debian's package dataset-fashion-mnist and leave data.root out, give data.root a folder that "
-        "holds the files, or set data.download: true with a data.root to download into."
+        f"Fashion-MNIST is not in {' nor in '.join(map(str, places))}: looked for {', '.join(FASHION_FILES)}, as such "
+        "or with .gz. Install Debian's package dataset-fashion-mnist and leave data.root out, give data.root a folder "
+        "that holds the files, or set data.download: true with a data.root to download into."
     )
 
 

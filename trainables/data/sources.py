@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,15 @@ from torch import Tensor
 
 from trainables.config import DataConfig
 from trainables.data.images import FileImages, MemoryImages, statistics, to_rgb
-from trainables.data.places import fashion_folder, idx_file
+from trainables.data.places import class_names, data_root, fashion_folder, idx_file, image_paths
 from trainables.data.splits import DataSplits, stratified
 from trainables.errors import DataMissingError
 
 SPLIT_SEED = 0
 """Splits and subsets do not depend on a trial's seed: trials of a sweep are compared on the same images."""
 DIGITS_TRAINING_SHARE = 0.8
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+IDX_BYTES = b"\x00\x00\x08"
+"""First bytes of an IDX file of bytes; the number of dimensions follows."""
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -37,7 +41,8 @@ def read_digits(config: DataConfig) -> DataSplits:
     training = stratified(labels, DIGITS_TRAINING_SHARE, seed=SPLIT_SEED)
     held_out = torch.ones(len(labels), dtype=torch.bool)
     held_out[training] = False
-    return in_memory(config, (images[training], labels[training]), (images[held_out], labels[held_out]))
+    train, validation = (images[training], labels[training]), (images[held_out], labels[held_out])
+    return in_memory(config, train, validation, num_classes=10)
 
 
 def read_fashion_mnist(config: DataConfig) -> DataSplits:
@@ -45,30 +50,35 @@ def read_fashion_mnist(config: DataConfig) -> DataSplits:
     if config.download and config.root:
         from torchvision.datasets import FashionMNIST
 
-        _download(lambda: FashionMNIST(config.root, download=True), config)
+        _download(lambda root: FashionMNIST(root, download=True), config)
     folder = fashion_folder(config)
-    splits = [
-        (_read_idx(folder, f"{s}-images-idx3-ubyte"), _read_idx(folder, f"{s}-labels-idx1-ubyte"))
-        for s in ("train", "t10k")
-    ]
-    train, test = ((images[:, None], labels.to(torch.int64)) for images, labels in splits)
-    return in_memory(config, train, test)
+    train, test = (_read_idx_pair(folder, split) for split in ("train", "t10k"))
+    return in_memory(config, train, test, num_classes=10)
 
 
-def _read_idx(folder: Path, name: str) -> Tensor:
-    """An IDX file of bytes: two zeros, type 8, number of dimensions, their sizes (big-endian), then the values."""
+def _read_idx_pair(folder: Path, split: str) -> Labelled:
+    images = _read_idx(folder, f"{split}-images-idx3-ubyte", dimensions=3)
+    labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", dimensions=1)
+    if len(images) != len(labels):
+        raise DataMissingError(f"{folder}: {split} has {len(images)} images but {len(labels)} labels; get them again.")
+    return images[:, None], labels.to(torch.int64)
+
+
+def _read_idx(folder: Path, name: str, *, dimensions: int) -> Tensor:
+    """An IDX file of bytes: its first bytes, number of dimensions, their sizes (big-endian), then the values."""
     path = idx_file(folder, name)
     if path is None:
         raise DataMissingError(f"{folder / name} has gone.")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        dimensions = content[3]
-        shape = np.frombuffer(content, dtype=">i4", count=dimensions, offset=4).tolist()
+        if content[:4] != IDX_BYTES + bytes([dimensions]):
+            raise ValueError(f"first bytes are {content[:4].hex(' ')}")
+        shape = np.frombuffer(content, dtype=">u4", count=dimensions, offset=4).tolist()
         values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-        if content[:3] != b"\x00\x00\x08":
-            raise ValueError("wrong first bytes")
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise DataMissingError(f"{path}: not a whole IDX file of bytes ({error}); get it again.") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataMissingError(
+            f"{path}: not a whole IDX file of bytes in {dimensions} dimensions ({error}); get it again."
+        ) from None
     return torch.from_numpy(values.copy())
 
 
@@ -79,77 +89,107 @@ def read_cifar(config: DataConfig) -> DataSplits:
     """
     from torchvision import datasets
 
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
+    source, num_classes = {"cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}[config.name]
     if config.download:
-        _download(lambda: source(config.root, download=True), config)
+        _download(lambda root: source(root, download=True), config)
+    root = data_root(config)
 
     def read(train: bool) -> Labelled:
         try:
-            found = source(config.root, train=train)
+            found = source(root, train=train)
         except RuntimeError:
             raise DataMissingError(
-                f"{config.root}: the files of {config.name} are incomplete or not the published ones; get them again, "
-                "or set data.download: true."
+                f"{root}: the files of {config.name} are incomplete or not the published ones (by their MD5); get them "
+                "again, or set data.download: true."
             ) from None
         return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
-    return in_memory(config, read(True), read(False))
+    return in_memory(config, read(True), read(False), num_classes=num_classes)
 
 
-def _download(fetch: Callable[[], Any], config: DataConfig) -> None:
+def _download(fetch: Callable[[Path], Any], config: DataConfig) -> None:
+    root = data_root(config)
     try:
-        fetch()
+        with _alone_in(root):
+            fetch(root)
     except (OSError, RuntimeError) as error:
-        raise DataMissingError(f"{config.name} could not be downloaded into {config.root} ({error}).") from None
+        raise DataMissingError(
+            f"{config.name} could not be downloaded into {root} ({error}); where the network does not allow it, put "
+            "the files there by hand and leave data.download out."
+        ) from None
+
+
+@contextmanager
+def _alone_in(root: Path) -> Iterator[None]:
+    """Trials and workers that start together fetch one after the other; the second finds what the first fetched."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def read_image_folder(config: DataConfig) -> DataSplits:
     """Any images as root/{train,val}/<class>/<image>; classes in alphabetical order."""
-    root = Path(config.root).expanduser()
-    classes = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
-    splits, digest = {}, hashlib.sha256()
-    for split in ("train", "val"):
-        paths, labels = _listed(root / split, classes)
-        splits[split] = FileImages(paths, labels, config.image_size)
-        for path in paths:
-            digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
-    train = splits["train"]
+    root = data_root(config)
+    classes = class_names(root / "train")
+    train, validation = (FileImages(*_listed(root / split, classes), config.image_size) for split in ("train", "val"))
+    every_path = [*train.paths, *validation.paths]
     train.augment = config.augment
     if config.fraction < 1:
         kept = stratified(train.labels, config.fraction, seed=SPLIT_SEED)
         train.paths, train.labels = [train.paths[i] for i in kept.tolist()], train.labels[kept]
-    return DataSplits(train, splits["val"], len(classes), digest.hexdigest())
+    return DataSplits(
+        name=config.name,
+        train=train,
+        validation=validation,
+        num_classes=len(classes),
+        digest=lambda: _files_digest(root, every_path),
+    )
 
 
 def _listed(folder: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-        if not found:
-            raise DataMissingError(f"{folder / name} holds no images ({', '.join(sorted(IMAGE_ENDINGS))}).")
-        paths += found
-        labels += [label] * len(found)
-    return paths, torch.tensor(labels)
+    by_class = [sorted(image_paths(folder / name)) for name in classes]
+    counts = torch.tensor([len(paths) for paths in by_class])
+    return [path for paths in by_class for path in paths], torch.arange(len(classes)).repeat_interleave(counts)
 
 
-def in_memory(config: DataConfig, train: Labelled, validation: Labelled) -> DataSplits:
-    """Splits of uint8 images [N, C, H, W], resized once, normalised with the training images' statistics."""
+def _files_digest(root: Path, paths: list[Path]) -> str:
+    """Of relative paths, which hold the labels, and contents; neither dates nor the root's own place matter."""
     digest = hashlib.sha256()
-    for tensor in (*train, *validation):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    num_classes = int(train[1].max()) + 1
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256")
+        digest.update(f"{path.relative_to(root).as_posix()}\0{content.hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
+def in_memory(config: DataConfig, train: Labelled, validation: Labelled, *, num_classes: int) -> DataSplits:
+    """Splits of uint8 images [N, C, H, W], resized once, normalised with the training images' statistics."""
+    for _, labels in (train, validation):
+        if len(labels) == 0 or int(labels.max()) >= num_classes:
+            found = f"a label {int(labels.max())}" if len(labels) else "a split without images"
+            raise DataMissingError(f"{config.name}: found {found}; expected labels below {num_classes}. Get it again.")
+    fingerprint = _tensors_digest(*train, *validation)
     if config.fraction < 1:
         kept = stratified(train[1], config.fraction, seed=SPLIT_SEED)
         train = (train[0][kept], train[1][kept])
-    large = to_rgb(train[0], config.image_size)
-    mean, std = statistics(large)
+    images = to_rgb(train[0], config.image_size)
+    mean, std = statistics(images)
     return DataSplits(
-        MemoryImages(large, train[1], mean, std, config.augment),
-        MemoryImages(to_rgb(validation[0], config.image_size), validation[1], mean, std),
-        num_classes,
-        digest.hexdigest(),
+        name=config.name,
+        train=MemoryImages(images, train[1], mean, std, config.augment),
+        validation=MemoryImages(to_rgb(validation[0], config.image_size), validation[1], mean, std),
+        num_classes=num_classes,
+        digest=lambda: fingerprint,
     )
+
+
+def _tensors_digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 DATA_SETS: dict[str, Callable[[DataConfig], DataSplits]] = {

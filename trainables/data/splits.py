@@ -47,7 +47,7 @@ class DataSplits:
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels of the data set, hexadecimal, before resizing and subsets.
 
-        A folder's files are read when this is first asked for: hours of decoding need not wait for it.
+        A folder's files are read for it when it is first asked for: a search can start without it.
         """
         return self.digest()
 
@@ -94,8 +94,8 @@ def loader(
     """Batches of one epoch for the worker `rank`; `batch_size` counts the images of all workers together.
 
     Training (`shuffle`): new order each epoch, augmented, a last incomplete batch is dropped, and every worker gets the
-    same number of images. Evaluation: in order, nothing dropped, each image with exactly one worker, which may get fewer
-    batches than another.
+    same number of images. Evaluation: in order, nothing dropped, each image with exactly one worker, which may get
+    fewer batches than another.
     """
     _check_shares(len(images), batch_size=batch_size, world_size=world_size, training=shuffle)
     random = torch.Generator().manual_seed(_mix(seed, epoch))
@@ -116,7 +116,8 @@ def loader(
 def _check_shares(count: int, *, batch_size: int, world_size: int, training: bool) -> None:
     if training and batch_size % world_size:
         raise ConfigError(
-            f"batch_size is {batch_size}, which {world_size} workers cannot share equally; give a multiple of {world_size}."
+            f"batch_size is {batch_size}, which {world_size} workers cannot share equally; "
+            f"give a multiple of {world_size}."
         )
     if training and count < batch_size:
         raise ConfigError(
@@ -124,7 +125,8 @@ def _check_shares(count: int, *, batch_size: int, world_size: int, training: boo
         )
     if min(batch_size, count) < world_size:
         raise ConfigError(
-            f"{world_size} workers cannot share {count} images in batches of {batch_size}: each needs at least one image."
+            f"{world_size} workers cannot share {count} images in batches of {batch_size}: "
+            "each needs at least one image."
         )
 
 

@@ -1,4 +1,4 @@
-"""Networks by name: `NETWORKS` is the registry, `build_network` the way in. All read RGB images.
+"""Networks by name: `build_network` is the way in, `registry.NETWORKS` the registry. All read RGB images.
 
 Names are known without torch, so that a sweep's YAML can be checked in no time.
 """
