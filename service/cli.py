@@ -68,6 +68,7 @@ def run(ctx: click.Context, spec_file: Path) -> None:
 def _print_outcome(outcome: SweepOutcome, storage: str, uri: str, console: Any) -> None:
     from dashboards.front import as_table
     from service.progress import describe
+    from service.tracking import without_secrets
 
     sweep, found = outcome.store.sweep(), outcome.found
     for trial in outcome.store.trials():
@@ -82,8 +83,11 @@ def _print_outcome(outcome: SweepOutcome, storage: str, uri: str, console: Any) 
     if outcome.mirror_error is not None:
         console.print(f"The tracking record is behind: {outcome.mirror_error}", highlight=False, soft_wrap=True)
     console.print(f"Stored in {outcome.store.folder}", highlight=False, soft_wrap=True)
-    where = uri if uri.startswith("http") else f"{_own_command()} ui --storage {storage}"
-    console.print(f"Open in the MLflow UI:  {where}", highlight=False, soft_wrap=True)
+    if uri and not uri.startswith("sqlite:"):
+        console.print(f"Recorded in MLflow at {without_secrets(uri)}", highlight=False, soft_wrap=True)
+    else:
+        command = f"{_own_command()} ui" + (f" --uri {uri}" if uri else f" --storage {storage}")
+        console.print(f"Open in the MLflow UI:  {command}", highlight=False, soft_wrap=True)
 
 
 def _own_command() -> str:
@@ -94,14 +98,15 @@ def _own_command() -> str:
 
 @main.command()
 @click.option("--storage", default="bitfront-sweeps", show_default=True, help="The sweeps' storage folder.")
+@click.option("--uri", default="", help="A database other than the storage's own, as in the sweep's tracking.uri.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-def ui(storage: str, host: str, port: int) -> None:
+def ui(storage: str, uri: str, host: str, port: int) -> None:
     """Open the MLflow UI on the records in a storage folder, until Ctrl-C."""
     from service.tracking import serve_ui
 
     click.echo(f"MLflow UI: http://{host}:{port}  (Ctrl-C ends it)")
-    sys.exit(serve_ui(Path(storage), host=host, port=port))
+    sys.exit(serve_ui(Path(storage), uri, host=host, port=port))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class Progress:
         """Something worth a line of its own."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
+    def started(self, trial_id: str) -> None:
+        """A trial has begun."""
+        self._running[trial_id] = f"{trial_id} starting"
+        self._draw()
+
     def epoch(self, trial_id: str, numbers: Mapping[str, Any]) -> None:
         """A trial has finished an epoch."""
         self._epochs[trial_id] = self._epochs.get(trial_id, 0) + 1

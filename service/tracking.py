@@ -57,7 +57,7 @@ def check_tracking(uri: str) -> None:
         try:
             _client(uri).search_experiments(max_results=1)
         except Exception as error:  # MLflow passes on whatever its stores and requests raise
-            place = _without_secrets(uri)
+            place = without_secrets(uri)
             raise TrackingError(f"tracking.uri: {place} does not answer as MLflow: {_line(error)}") from None
 
 
@@ -66,7 +66,7 @@ def _probe_server(uri: str) -> None:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PROBE_TIMEOUT_S).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise TrackingError(
-            f"tracking.uri: {_without_secrets(uri)} cannot be reached ({_line(error)}). Start the server, correct the "
+            f"tracking.uri: {without_secrets(uri)} cannot be reached ({_line(error)}). Start the server, correct the "
             "address, or leave tracking.uri out to record in the sweep's storage."
         ) from None
 
@@ -87,7 +87,8 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _without_secrets(uri: str) -> str:
+def without_secrets(uri: str) -> str:
+    """The URI without user and password."""
     scheme, _, rest = uri.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
@@ -280,13 +281,13 @@ class BackgroundMirror:
                 return
 
 
-def serve_ui(storage: Path, *, host: str, port: int) -> int:
-    """Runs MLflow's server on the storage's embedded database until it ends; its exit status."""
-    database = storage.resolve() / "mlflow.db"
+def serve_ui(storage: Path, uri: str, *, host: str, port: int) -> int:
+    """Runs MLflow's server on the database until it ends; its exit status. An empty `uri` is the storage's own."""
+    database = Path(resolve_uri(uri, storage).split("///", 1)[-1])
     if not database.exists():
         raise TrackingError(f"{database} does not exist: run a sweep with this storage first, or give --storage.")
     artifacts = (storage.resolve() / "artifacts").as_uri()
-    arguments = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    arguments = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", resolve_uri(uri, storage)]
     arguments += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:

@@ -47,7 +47,7 @@ class NetworkConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     name: str
-    """Key of `trainables.models.NETWORKS`."""
+    """Key of `trainables.models.registry.NETWORKS`."""
     stem_bits: int = 8
     """Weight and activation bits of the first convolution on deployment; float during search."""
     head_bits: int = 8
@@ -69,7 +69,7 @@ class DataConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     name: str
-    """Key of `trainables.data.DATA_SETS`."""
+    """Key of `trainables.data.sources.DATA_SETS`."""
     image_size: int
     """Side of the images given to the network, pixels."""
     root: str = ""

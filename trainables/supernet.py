@@ -1,7 +1,7 @@
 """The supernet: any network whose convolutions and linear layers hold all candidate widths at once.
 
 One shared float weight per layer; per layer two vectors of logits. `build_supernet` makes it, `Supernet` reads its
-expected bits, `discretise` ends it (argmax), `deploy` builds the quantised network of a policy.
+expected bits and ends it (`discretise`, argmax), `deploy` builds the quantised network of a policy.
 """
 
 from __future__ import annotations

@@ -56,10 +56,19 @@ def run_sweep(spec: SweepSpec, progress_for: Callable[[SweepStore], Progress]) -
             mirror.poke()
             _run_trials(spec, store, progress, mirror)
     finally:
+        _end_running(store)
         store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms()))
         found = publish(store, page=True)
         error = mirror.close()
     return SweepOutcome(store, found, error)
+
+
+def _end_running(store: SweepStore) -> None:
+    """Trials that an interrupt or an error of the sweep cut off are over, and say so."""
+    for trial in store.trials():
+        if trial.state == "running":
+            error = "the sweep ended before the trial did"
+            store.finish_trial(dataclasses.replace(trial, state="failed", ended_ms=now_ms(), error=error))
 
 
 def _record_of(spec: SweepSpec) -> SweepRecord:
@@ -221,6 +230,9 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune stores its callbacks with the experiment; terminal and thread belong to this process alone.
         return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.progress.started(_trial_name(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
