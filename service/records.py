@@ -5,7 +5,7 @@
         sweep.json                    name, hash of the spec, when it began and ended, trials planned
         trials/<trial>/trial.json     number, settings, when it began
                        history.jsonl  a line for each finished epoch
-                       policy.json, bits.png
+                       policy.json, bits.png; error.txt of a failed trial
                        result.json    written last: a trial with a result is finished, for good
         front.json, front.md, front.html
     <storage>/references/             the full-precision references, shared by the sweeps

@@ -33,6 +33,8 @@ SWEEP_TAG, TRIAL_TAG, STATE_TAG, FRONT_TAG = "bitfront.sweep", "bitfront.trial",
 EPOCHS_TAG = "bitfront.epochs"
 PARENT_TAG, NOTE_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.note.content", "mlflow.runName"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
 PROBE_TIMEOUT_S = 5.0
 METRICS_PER_BATCH = 1000
 STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
@@ -134,7 +136,7 @@ class Tracker:
         # A server decides for itself where artifacts go; the embedded database has the storage beside it.
         embedded = self.uri.startswith("sqlite:")
         location = (self.store.folder.parent.resolve() / "artifacts").as_uri() if embedded else None
-        return str(client.create_experiment(self.experiment, artifact_location=location))
+        return str(client.create_experiment(self.experiment, artifact_location=location, tags=EXPERIMENT_TAGS))
 
     def _parent(self, client: MlflowClient, experiment_id: str) -> Run:
         sweep = self.store.sweep()

@@ -41,12 +41,15 @@ class Attribution:
 
         Differentiable in the network's weights.
         """
+        return self._maps(logits, labels, create_graph=torch.is_grad_enabled())
+
+    def _maps(self, logits: Tensor, labels: Tensor, *, create_graph: bool) -> Tensor:
         features = self._take()
         if self._head is not None:
             weights = self._head.weight[labels] / (features.shape[2] * features.shape[3])
         else:
             score = logits.gather(1, labels[:, None]).sum()
-            (grad,) = torch.autograd.grad(score, features, create_graph=torch.is_grad_enabled(), retain_graph=True)
+            (grad,) = torch.autograd.grad(score, features, create_graph=create_graph, retain_graph=create_graph)
             weights = grad.mean(dim=(2, 3))
         return normalise(torch.relu(torch.einsum("nc,nchw->nhw", weights, features)))
 
@@ -54,7 +57,7 @@ class Attribution:
         """Logits and maps of a frozen network (`requires_grad_(False)`), as constants."""
         with torch.set_grad_enabled(not self.closed_form):
             logits = net(images)
-            maps = self.maps(logits, labels)
+            maps = self._maps(logits, labels, create_graph=False)
         return logits.detach(), maps.detach()
 
     def detach(self) -> None:
@@ -96,11 +99,22 @@ class Attribution:
 
 @torch.no_grad()
 def _last_feature_layer(net: nn.Module, images: Tensor) -> str:
-    """Name of the last module to return [N, C, h, w] with more than one pixel."""
+    """Name of the last module to return [N, C, h, w] with more than one pixel, at or after the last convolution.
+
+    Raises CoverageError where the last convolution has one pixel left: there is nothing to rank.
+    """
     found: list[str] = []
+    last_convolution = ""
 
     def note(name: str, out: object) -> None:
-        if isinstance(out, Tensor) and out.dim() == 4 and out.shape[2] * out.shape[3] > 1:
+        nonlocal last_convolution
+        if not isinstance(out, Tensor) or out.dim() != 4:
+            return
+        several = out.shape[2] * out.shape[3] > 1
+        if isinstance(net.get_submodule(name), nn.Conv2d):
+            last_convolution = name
+            found.clear()
+        if several:
             found.append(name)
 
     handles = [
@@ -113,8 +127,14 @@ def _last_feature_layer(net: nn.Module, images: Tensor) -> str:
     net.train(was_training)
     for handle in handles:
         handle.remove()
+    if not last_convolution:
+        raise CoverageError("the network has no convolution that makes a feature map; attribution needs one.")
     if not found:
-        raise CoverageError("the network has no feature map with more than one pixel; attribution needs one.")
+        size = f"{images.shape[2]}×{images.shape[3]}"
+        raise CoverageError(
+            f"of images of {size} pixels the last convolution, {last_convolution}, leaves a map of one pixel: "
+            "attribution has nothing to rank. Give a larger data.image_size, or another network."
+        )
     return found[-1]
 
 

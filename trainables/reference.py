@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainables.attribution import Attribution
 from trainables.bops import CostModel, measure
 from trainables.config import ReferenceConfig, TrialConfig
 from trainables.data import load_data
@@ -53,15 +54,16 @@ class Bench:
 
 
 def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
-    """The reference's record; trains it where `store`/<key> does not hold it yet.
+    """The reference's record; trains it where `store`/<key> does not hold it yet. Checks the network in any case.
 
     The folder appears whole or not at all; of two that train at once the first to finish is kept.
     """
     workers = Workers.current()
+    data = load_data(config.data)
+    _check_network(config, data, workers)
     known = ReferenceRecord.find(store, config.reference_key)
     if known is not None:
         return known
-    data = load_data(config.data)
     make_repeatable(config.reference.seed)
     started = time.perf_counter()
     net, score = _train_reference(config, data, workers, report)
@@ -74,6 +76,19 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     if workers.rank == 0:
         _write(store / record.key, net, record)
     return record
+
+
+def _check_network(config: TrialConfig, data: DataSplits, workers: Workers) -> None:
+    """Raises before hours of training what would otherwise be raised after: uncounted work, patterns, tiny maps."""
+    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
+    probe = _probe(data, workers)
+    assign_roles(measure(net, probe), config.network)
+    Attribution(net, probe)
+
+
+def _probe(data: DataSplits, workers: Workers) -> Tensor:
+    images, _ = next(iter(loader(data.validation, batch_size=PROBE_IMAGES, shuffle=False, seed=0, epoch=0)))
+    return images.to(workers.device)
 
 
 def _train_reference(
@@ -149,8 +164,7 @@ def load_bench(config: TrialConfig, *, store: Path) -> Bench:
     net = build_network(config.network.name, num_classes=data.num_classes)
     net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
     net.to(workers.device).eval().requires_grad_(False)
-    images, _ = next(iter(loader(data.validation, batch_size=PROBE_IMAGES, shuffle=False, seed=0, epoch=0)))
-    probe = images.to(workers.device)
+    probe = _probe(data, workers)
     costs = measure(net, probe)
     roles = assign_roles(costs, config.network)
     return Bench(config, workers, data, net, record, costs, roles, probe)

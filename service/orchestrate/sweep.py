@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,15 +112,14 @@ def local_ray(spec: SweepSpec) -> Iterator[None]:
 
 def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress) -> None:
     config = spec.trial_config(spec.example_settings())
-    record = ReferenceRecord.find(store.references, config.reference_key)
-    if record is None:
-        progress.note(f"reference: training {config.reference_key} …")
-        record = _train_reference(spec, config, store)
+    known = ReferenceRecord.find(store.references, config.reference_key) is not None
+    progress.note(f"reference: {'found' if known else 'training'} {config.reference_key} …")
+    record = _make_reference(spec, config, store)
     progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
     store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
 
 
-def _train_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore) -> ReferenceRecord:
+def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore) -> ReferenceRecord:
     resources = spec.resources
     if resources.launch_resolved == "train":
         from service.orchestrate.train import make_reference_on_workers
@@ -142,6 +143,8 @@ def _run_trials(spec: SweepSpec, store: SweepStore, progress: Progress, mirror: 
     # Of Tune's loggers only the one that it reads itself at the end: each trial's history is in our own storage.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # A failed trial is a line of ours, with its traceback in the trial's folder.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     searcher = StudySearcher(dict(spec.space), spec.sampler, store.folder / "study.journal", store.folder.name)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, spec=spec, folder=store.folder), _resources(spec)),
@@ -207,6 +210,7 @@ def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path) -> None:
             record = run_trial_on_workers(job, spec.resources, scratch=folder / TRAIN_FOLDER)
             tune.report({"state": record.state, **record.metrics})
     except Exception as error:
+        write_text(store.trial_folder(job.trial_id) / "error.txt", traceback.format_exc())
         store.finish_trial(
             TrialRecord(
                 trial_id=job.trial_id,

@@ -99,7 +99,7 @@ def test_a_sweep_leaves_true_records_and_repeats_itself_bit_for_bit_however_it_i
     # Again, this time each trial's one worker under Ray Train: the same function started in another way.
     again, text = run(spec_of(tmp_path, resources="{launch: train}"))
     assert again.store.folder.name == "tiny-2"
-    assert "reference: training" not in text
+    assert "reference: found" in text
     timed = {"device_hours", "search_device_hours", "finetune_device_hours"}
     for one, other in zip(first.store.trials(), again.store.trials(), strict=True):
         assert (one.settings, one.policy_hash) == (other.settings, other.policy_hash)
@@ -128,7 +128,9 @@ def test_diverged_and_failed_trials_are_results_and_the_sweep_goes_on(tmp_path: 
     for record in records:
         if record.settings["method.batch_size"] == 4096:
             assert record.state == "failed"
-            assert "batch_size is 4096" in record.error
+            assert record.error.startswith("ConfigError: batch_size is 4096")
+            trace = (outcome.store.trial_folder(record.trial_id) / "error.txt").read_text()
+            assert trace.startswith("Traceback")
         elif record.settings["method.weight_lr"] == 1e30:
             assert record.state == "diverged"
             assert "no longer finite" in record.error

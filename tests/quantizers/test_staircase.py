@@ -72,3 +72,36 @@ def test_an_expanded_gradient_is_paired_with_the_right_elements() -> None:
     probs = torch.tensor([1.0])
     (grad,) = torch.autograd.grad(staircase(x, probs, torch.tensor([0.1]), (Grid(lo=-7, hi=7),)).sum(), x)
     assert torch.equal(grad, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("name", ["pact", "pact signed", "hwgq", "hwgq signed"])
+def test_the_gradient_can_be_differentiated_again_like_a_straight_through_estimator_by_autograd(name: str) -> None:
+    """Against x + (Q(x) − x).detach() under clips and windows, with second derivatives in x's factor and in π."""
+    signed = name.endswith("signed")
+    quantizer = (PactActivations if name.startswith("pact") else HwgqActivations)(BITS, signed=signed).double()
+    torch.manual_seed(4)
+    base, mix, factor = torch.randn(40).double() * 4, torch.randn(3).double(), torch.rand(40).double() + 0.5
+
+    def by_autograd(x: Tensor, probs: Tensor) -> Tensor:
+        if isinstance(quantizer, PactActivations):
+            clip = quantizer.clip
+            low = -clip if signed else torch.zeros_like(clip)
+            clipped, steps = torch.minimum(torch.maximum(x, low), clip), clip.detach() / quantizer.levels
+            branches = [
+                clipped + (g.codes(x, s) * s - clipped).detach() for g, s in zip(quantizer.grids, steps, strict=True)
+            ]
+        else:
+            windows = [g.window(x, s).double() for g, s in zip(quantizer.grids, quantizer.steps, strict=True)]
+            levels = [(g.codes(x, s) * s).detach() for g, s in zip(quantizer.grids, quantizer.steps, strict=True)]
+            branches = [w * x + (q - w * x).detach() for w, q in zip(windows, levels, strict=True)]
+        return sum(p * b for p, b in zip(probs, branches, strict=True))
+
+    results = []
+    for mixture in (quantizer, by_autograd):
+        logits, scale = mix.clone().requires_grad_(), factor.clone().requires_grad_()
+        x = (base * scale).requires_grad_()
+        y = mixture(x, logits.softmax(0))
+        (first,) = torch.autograd.grad((y * scale).square().sum(), x, create_graph=True)
+        results.append((y, first, *torch.autograd.grad(first.square().sum(), [logits, scale])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)

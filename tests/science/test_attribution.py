@@ -19,7 +19,12 @@ from trainables.attribution import (
     top_pixels,
     upsample,
 )
+from trainables.bops import measure
+from trainables.config import GmpqConfig, NetworkConfig
 from trainables.errors import CoverageError
+from trainables.policy import BitPolicy, LayerBits
+from trainables.quantizers.layers import calibrate
+from trainables.supernet import assign_roles, build_supernet, deploy
 
 
 def features() -> list[nn.Module]:
@@ -127,8 +132,10 @@ def test_observing_a_frozen_network_gives_the_same_maps_as_constants(make) -> No
 
 def test_a_network_that_pools_to_one_pixel_at_once_cannot_be_attributed() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 4), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(CoverageError, match="no feature map with more than one pixel"):
+    with pytest.raises(CoverageError, match=r"images of 4×4 pixels the last convolution, 0, leaves a map of one pixel"):
         Attribution(net, torch.randn(1, 3, 4, 4))
+    with pytest.raises(CoverageError, match="no convolution"):
+        Attribution(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.randn(1, 3, 4, 4))
 
 
 def test_ranks_equal_scipys_average_ranks_of_the_largest_first() -> None:
@@ -187,3 +194,40 @@ def test_upsampling_is_bilinear_and_keeps_the_sum() -> None:
     torch.testing.assert_close(upsample(flat, 8), torch.full((1, 8, 8), 1 / 64))
     slope = upsample(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), 4) * 4
     torch.testing.assert_close(slope[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_a_supernet_whose_head_is_quantised_learns_from_its_attribution() -> None:
+    """VGG-like: the head is differentiated through searched linear layers, twice."""
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.Linear(96, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+    net = nn.Sequential(*features(), *head)
+    images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    costs = measure(net, images)
+    config = GmpqConfig(zeta=0.1, eta=1.0)
+    supernet = build_supernet(net, costs, assign_roles(costs, NetworkConfig(name="net")), config)
+    assert list(supernet.searched) == ["2", "5", "7"]
+    attribution = Attribution(supernet.net, images)
+    assert not attribution.closed_form
+    maps = attribution.maps(supernet.net(images), labels)
+    (maps * torch.rand_like(maps)).sum().backward()
+    for name in ("2", "5", "7"):
+        layer = supernet.searched[name]
+        assert float(layer.weight.grad.abs().sum()) > 0
+        assert float(layer.mixture.weight_logits.grad.abs().sum()) > 0
+
+
+def test_a_deployed_network_is_attributed_through_its_quantised_head() -> None:
+    net = pooled_net()
+    images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    costs = measure(net, images)
+    for quantizer in ("pact", "hwgq"):
+        bits = dict.fromkeys(costs.layers, LayerBits(8, 8))
+        deployed = deploy(net, costs, BitPolicy(network="net", bits=bits), quantizer)
+        calibrate(deployed, images)
+        deployed.requires_grad_(False)
+        attribution = Attribution(deployed, images)
+        _, maps = attribution.observe(deployed, images, labels)
+        assert not attribution.closed_form
+        if quantizer == "pact":
+            # Eight bits are nearly float.
+            torch.testing.assert_close(maps, grad_cam(net, images, labels, 4), atol=0.02, rtol=0)

@@ -2,7 +2,7 @@
 
 Weights, b bits, symmetric with zero:   s = T / (2^(b−1) − 1),  T = max|w|
 Activations, b bits, unsigned:          s = α / (2^b − 1),      u = clip(x, 0, α),  α learned from 6
-                                        ∂u/∂α = 1[x > α],       ∂u/∂x = 1[0 < x < α]
+                                        ∂u/∂α = 1[x > α],       ∂u/∂x = 1[0 < x ≤ α]
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ class _Staircase(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
         x, probs, steps, clip = ctx.saved_tensors
         grids: tuple[Grid, ...] = ctx.grids
+        if torch.is_grad_enabled():
+            return _differentiable_backward(grad_outputs[0], x, probs, steps, clip, grids)
         # Pieces pair elements by their place in memory, so both must lie alike.
         grad = torch.empty_like(x).copy_(grad_outputs[0]) if not _lies_like(grad_outputs[0], x) else grad_outputs[0]
         needs_x, needs_probs, _, needs_clip, _ = ctx.needs_input_grad
@@ -101,13 +103,30 @@ class _Staircase(torch.autograd.Function):
         )
 
 
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, probs: Tensor, steps: Tensor, clip: Tensor | None, grids: tuple[Grid, ...]
+) -> tuple[Tensor, Tensor, None, Tensor | None, None]:
+    """The same gradients by operations that can be differentiated again, in `grad` and `probs`.
+
+    Attribution of a network whose head is quantised needs that. Codes and windows are constant almost everywhere in x.
+    """
+    x, steps = x.detach(), steps.detach()
+    grad_x = grad
+    if clip is not None or grids[0].windowed:
+        grad_x = grad * _passes(x, probs, steps, None if clip is None else clip.detach(), grids)
+    dots = [(grid.codes(x, steps[j]) * steps[j] * grad).sum() for j, grid in enumerate(grids)]
+    grad_clip = None if clip is None else (_beyond(x, clip.detach(), signed=grids[0].lo < 0) * grad).sum()
+    return grad_x, torch.stack(dots), None, grad_clip, None
+
+
 def _passes(x: Tensor, probs: Tensor, steps: Tensor, clip: Tensor | None, grids: tuple[Grid, ...]) -> Tensor:
     """∂y/∂x: 1 or 0 under a shared clip, else Σ_j π_j over the widths whose window holds x."""
     if clip is not None:
-        return (x < clip).logical_and_(x > (-clip if grids[0].lo < 0 else 0.0))
+        # At the clip itself, where calibration often puts the largest input, the gradient is x's, not α's.
+        return (x <= clip).logical_and_(x >= -clip if grids[0].lo < 0 else x > 0)
     passed = torch.zeros_like(x)
     for j, grid in enumerate(grids):
-        passed.addcmul_(grid.window(x, steps[j]).to(x.dtype), probs[j].to(x.dtype))
+        passed = passed.addcmul(grid.window(x, steps[j]).to(x.dtype), probs[j].to(x.dtype))
     return passed
 
 
