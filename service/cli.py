@@ -39,8 +39,8 @@ def main() -> None:
 def run(ctx: click.Context, spec_file: Path) -> None:
     """Run a sweep on this machine, and print its front.
 
-    Exit status: 0 when at least one trial is done, 1 when none is, 2 when nothing was run because the sweep's YAML, its
-    data, its tracking server or this machine's resources do not allow it.
+    Exit status: 0 when at least one trial is done, 1 when none is or the reference could not be made, 2 when nothing
+    was run because the sweep's YAML, its data, its tracking server or this machine's resources do not allow it.
     """
     from service.spec import load_spec
 
@@ -54,7 +54,7 @@ def run(ctx: click.Context, spec_file: Path) -> None:
     from service.progress import Progress
 
     console = Console()
-    ctx.obj = "running"
+    ctx.find_root().obj = "running"
     outcome = run_sweep(
         spec,
         lambda store: Progress(

@@ -21,11 +21,18 @@ def check(spec: SweepSpec) -> None:
 
 
 def _check_cpus(spec: SweepSpec) -> None:
-    needed, found = spec.resources.workers * spec.resources.cpus_per_worker, os.cpu_count() or 1
+    resources, found = spec.resources, os.cpu_count() or 1
+    needed = resources.workers * resources.cpus_per_worker
     if needed > found:
         raise ConfigError(
-            f"resources: a trial asks for {needed} CPUs ({spec.resources.workers} workers × "
-            f"{spec.resources.cpus_per_worker}), this machine has {found}; ask for fewer."
+            f"resources: a trial asks for {needed} CPUs ({resources.workers} workers × {resources.cpus_per_worker}), "
+            f"this machine has {found}; ask for fewer."
+        )
+    # A trial in its own process waits its turn; workers under Ray Train would time out, again and again.
+    if resources.launch_resolved == "train" and needed * resources.concurrency > found:
+        raise ConfigError(
+            f"resources: {resources.concurrency} trials at once ask for {needed * resources.concurrency} CPUs, "
+            f"this machine has {found}; set concurrency to {found // needed}."
         )
 
 

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +126,9 @@ def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore) -> 
         scratch = store.folder / TRAIN_FOLDER
         return make_reference_on_workers(config, resources, store=store.references, scratch=scratch)
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(make_reference)
-    work = partial(task.remote, config, store=store.references, threads=resources.cpus_per_worker, tell=_silent)
+    threads = resources.cpus_per_worker
     try:
-        found: ReferenceRecord = ray.get(work())
+        found: ReferenceRecord = ray.get(task.remote(config, store=store.references, threads=threads, tell=_silent))
     except ray.exceptions.RayTaskError as error:
         raise unwrapped(error) from None
     return found

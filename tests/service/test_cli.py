@@ -33,11 +33,12 @@ def free_port() -> int:
         ("name: digits ", "name: fashion-mnist\n  root: /nowhere #", "Fashion-MNIST is not in /nowhere"),
         ("name: digits ", "name: imagefolder\n  root: /nowhere #", "/nowhere/train is not a folder"),
         ("concurrency: 2", "workers: 64", "resources: a trial asks for 64 CPUs"),
+        ("concurrency: 2", "workers: 2\n  concurrency: 64", "64 trials at once ask for 128 CPUs"),
         ("trials: 12", "trials: 12\ntracking: {uri: 'http://127.0.0.1:PORT'}", "cannot be reached"),
         ("trials: 12", "trials: 12\nstorage: {path: /dev/null/x}", "storage.path: /dev/null/x cannot be written"),
     ],
     ids=["unknown key", "wrong type", "empty space", "missing folder", "missing images", "too many workers",
-         "unreachable server", "storage below a file"],
+         "too many trials", "unreachable server", "storage below a file"],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_status_2(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in GOOD
@@ -52,6 +53,17 @@ def test_bad_input_is_one_message_and_status_2(tmp_path: Path, old: str, new: st
     assert found.stderr.startswith("bitfront: ")
     assert "Traceback" not in found.stdout + found.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+def test_a_reference_that_cannot_be_made_is_one_message_and_status_1(tmp_path: Path) -> None:
+    """MobileNetV2 leaves one pixel of 16: found on the real network, before it is trained."""
+    (tmp_path / "s.yaml").write_text(GOOD.replace("name: resnet8 ", "name: mobilenet_v2 "))
+    found = bitfront("run", "s.yaml", cwd=tmp_path)
+    assert found.returncode == 1
+    assert found.stderr.startswith(
+        "bitfront: of images of 16×16 pixels the last convolution, features.18.0, leaves a map"
+    )
+    assert "Traceback" not in found.stdout + found.stderr
 
 
 def test_a_missing_sweep_file_is_named(tmp_path: Path) -> None:
