@@ -110,7 +110,7 @@ def _choice(values: list[object]) -> Choice:
 def _range(kind: str, content: list[object]) -> Domain:
     if len(content) != 2 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in content):
         raise ConfigError(f"{kind}: found {content!r}; expected two numbers [low, high]")
-    low, high = (float(v) for v in content if isinstance(v, int | float))
+    low, high = (v for v in content if isinstance(v, int | float))
     if not low < high:
         raise ConfigError(f"{kind}: low {low:g} is not below high {high:g}")
     if kind == "loguniform" and low <= 0:
@@ -119,4 +119,4 @@ def _range(kind: str, content: list[object]) -> Domain:
         if not all(isinstance(v, int) for v in content):
             raise ConfigError(f"int: found {content!r}; expected whole numbers, or use 'uniform'")
         return Int(int(low), int(high))
-    return Float(low, high, log=kind == "loguniform")
+    return Float(float(low), float(high), log=kind == "loguniform")

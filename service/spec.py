@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.space import Domain, Scalar, parse_domain
+from service.space import Choice, Domain, Int, Scalar, parse_domain
 from service.yaml_source import Path_, Source, read_yaml
 from trainables.config import (
     METHOD_CONFIGS,
@@ -48,6 +48,10 @@ class SamplerConfig:
     name: Literal["tpe", "nsga2", "random"] = "tpe"
     """Optuna's tree-structured Parzen estimator, NSGA-II, or independent draws."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"sampler.seed is {self.seed}; give 0 to {2**32 - 1}, as NumPy's generators take.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +110,10 @@ class TrackingConfig:
     """MLflow tracking server or database; empty for an SQLite database in the storage."""
     experiment: str = "bitfront"
 
+    def __post_init__(self) -> None:
+        if not self.experiment:
+            raise ConfigError("tracking.experiment is ''; give the name under which MLflow lists the sweep.")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plain:
@@ -122,7 +130,7 @@ class _Plain:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
             raise ConfigError(
-                f"name is {self.name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', no '.' or '-' first."
+                f"name is {self.name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
             )
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; give at least 1.")
@@ -175,10 +183,11 @@ class SweepSpec:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that the results depend on; not of the description, the tags or the layout."""
-        content = dataclasses.asdict(self)
-        for name in ("description", "tags", "text"):
-            del content[name]
+        """SHA-256 of what the results depend on: equal for a default that is written out, another name or storage."""
+        parts = (self.trial_config(self.example_settings()), self.sampler, self.resources)
+        # The order of the space counts: a sampler draws in it.
+        space = [(name, type(domain).__name__, dataclasses.asdict(domain)) for name, domain in self.space.items()]
+        content = [self.method_name, self.trials, space, *(dataclasses.asdict(part) for part in parts)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -228,7 +237,7 @@ def load_spec(path: Path) -> SweepSpec:
         method_name=str(method_name),
         fixed=fixed,
         space=space,
-        text=path.read_text(encoding="utf-8"),
+        text=source.text,
     )
     _check_batches(source, spec)
     source.raise_problems()
@@ -239,7 +248,7 @@ def _section(source: Source, name: str) -> dict[str, Any]:
     value = source.content.get(name, {})
     if isinstance(value, dict):
         return value
-    source.add((name,), f"{name}: found {value!r}; expected settings below it")
+    source.refuse((name,), f"{name}: found {value!r}; expected settings below it")
     return {}
 
 
@@ -297,27 +306,31 @@ def _check_varied(
                 continue
             if not (message.endswith("missing") and dotted in unread):
                 source.add(path, message, at_key=at_key)
-        blamed_on_fixed = any(".".join(map(str, path)) not in space for path, _, _ in problems)
         for name, domain in own.items():
             for example in domain.examples():
                 for path, message, _ in _problems(kind, {**first, name: example}, section):
-                    mine = path == (section, name) or (not blamed_on_fixed and path == (section,))
-                    if mine:
-                        source.add(("space", f"{section}.{name}"), f"space.{message}")
+                    entry = f"{section}.{name}"
+                    if path == (section, name):
+                        source.add(("space", entry), f"space.{message}")
+                    elif not problems:
+                        # All was well with the first examples, so this one does not go with the other settings.
+                        source.add(("space", entry), f"space.{entry}: with {example!r}, {message}")
 
 
 def _check_batches(source: Source, spec: SweepSpec) -> None:
+    workers = spec.resources.workers
     config = spec.trial_config(spec.example_settings())
-    for section, size in (
-        ("reference", config.reference.batch_size),
-        ("method", config.method.batch_size),
-        ("finetune", config.finetune.batch_size),
-    ):
-        if size % spec.resources.workers:
-            source.add(
-                (section, "batch_size"),
-                f"{section}.batch_size: {size} images cannot be shared equally by {spec.resources.workers} workers",
-            )
+    for section in ("reference", "method", "finetune"):
+        size: int = getattr(config, section).batch_size
+        setting = f"{section}.batch_size"
+        place = ("space", setting) if setting in spec.space else (section, "batch_size")
+        domain = spec.space.get(setting, Choice((size,)))
+        # Both ends of a range may be multiples, but not two neighbours in it.
+        sizes = (domain.low, domain.low + 1) if isinstance(domain, Int) else domain.examples()
+        for images in sizes:
+            if int(images) % workers:
+                message = f"{images} images cannot be shared equally by {workers} workers; give multiples of {workers}"
+                source.add(place, f"{'.'.join(place)}: {message}")
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

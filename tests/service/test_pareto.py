@@ -14,7 +14,7 @@ def objectives(count: int) -> tuple[Objective, ...]:
 def test_front_equals_the_all_pairs_definition(count: int) -> None:
     draw = random.Random(count)
     axes = objectives(count)
-    for _ in range(200):
+    for _ in range(500):
         size, levels = draw.randint(0, 25), draw.choice([2, 4, 50])
         points = [{o.name: float(draw.randint(0, levels)) for o in axes} for _ in range(size)]
         expected = [i for i, p in enumerate(points) if not any(dominates(q, p, axes) for q in points)]

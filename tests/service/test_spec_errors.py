@@ -1,12 +1,15 @@
 """Every mistake is found, at its place, in plain words; and nothing else than SpecError ever comes out."""
 
+import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.spec import load_spec
+from service.spec import TOP_KEYS, load_spec
 from trainables.config import EdmipsConfig, GmpqConfig
 from trainables.errors import SpecError
 
@@ -31,7 +34,7 @@ resources: {workers: 2}
 GOOD = GOOD.replace("finetune: {epochs: 8}\n", "finetune: {batch_size: 128}\n")
 
 CASES = [
-    # what, replaced by, line:column, message
+    # what (once in the good spec), replaced by, line:column, message
     ("name: good", "name: Good Name", "1:7", "name is 'Good Name'"),
     ("name: good", "name: ../up", "1:7", "name is '../up'"),
     ("name: good\n", "", "1:1", "name: missing"),
@@ -77,6 +80,30 @@ CASES = [
     ("{workers: 2}", "&a {workers: 2}", "15:12", "anchors and aliases are not used here"),
     ("{workers: 2}", "!!python/object:os.system {}", "15:12", "the tag"),
     ("{workers: 2}", "{workers: 2", "16:1", "not YAML"),
+    ("name: good", "name: _x", "1:7", "a letter or digit first"),
+    ("name: good", "name: !!str good", "1:7", "the tag 'tag:yaml.org,2002:str' is not used here"),
+    ("name: good", 'name: "\\ud800"', "1:7", r"found '\ud800', in which \ud800 to \udfff is half of a character"),
+    ("{workers: 2}", "{workers: 2}\nsampler: {seed: -1}", "16:17", "sampler.seed is -1; give 0 to 4294967295"),
+    ("{workers: 2}", "{workers: 2}\ntracking: {experiment: ''}", "16:24", "tracking.experiment is ''; give the name"),
+    ("batch_size: 128", "batch_size: 127", "9:24", "127 images cannot be shared equally by 2 workers"),
+    (
+        "method.capacity: {choice: [12.0, 24.0]}",
+        "method.batch_size: {choice: [64, 63]}",
+        "12:22",
+        "space.method.batch_size: 63 images cannot be shared equally by 2 workers; give multiples of 2",
+    ),
+    (
+        "method.capacity: {choice: [12.0, 24.0]}",
+        "method.batch_size: {int: [64, 128]}",
+        "12:22",
+        "space.method.batch_size: 65 images cannot be shared equally by 2 workers",
+    ),
+    (
+        "[2, 4]\nfinetune: {batch_size: 128}\nspace:",
+        "[1, 4]\nfinetune: {batch_size: 128}\nspace:\n  method.quantizer: {choice: [hwgq, pact]}",
+        "11:21",
+        "space.method.quantizer: with 'pact', method.weight_bits: 'pact' has no 1-bit weights",
+    ),
 ]
 
 
@@ -104,9 +131,42 @@ def test_all_mistakes_of_a_file_come_at_once_in_its_order(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("eta: 1.0", "eta: .nan", "7:8"),
+        ("eta: 1.0", "eta:", "7:7"),
+        ("[1e-2, 1.0]", "[~, 1.0]", "11:30"),
+        ("{name: resnet8}", "resnet8", "2:10"),
+        ("{name: resnet8}", "", "2:9"),
+    ],
+)
+def test_one_mistake_is_one_line(tmp_path: Path, old: str, new: str, place: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(GOOD.replace(old, new), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{tmp_path}/s.yaml:{place}"], lines
+
+
+def test_a_long_mistake_is_shown_from_both_ends(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"network: found \[1, 1, .* … .* 1\]; expected settings below it") as caught:
+        load(GOOD.replace("{name: resnet8}", "[" + "1, " * 3000 + "1]"), tmp_path)
+    assert len(str(caught.value)) < 800
+
+
+def test_a_spec_from_a_pipe_is_read_once_and_kept_whole(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(GOOD,), daemon=True)
+    writer.start()
+    assert load_spec(pipe).text == GOOD
+    writer.join(timeout=5)
+    assert not writer.is_alive()
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "the file is empty"), (b"- a\n", "does not start with a mapping"), (b"\xff\xfe", "not UTF-8 text"),
-     (b"a: [" * 5000, "nested too deeply|not YAML"), (b"#" * (1 << 21), "larger than 1 MiB"),
+     (b"a: [" * 5000, "nested too deeply|not YAML"), (b"#" * (1 << 21), "larger than 64 KiB"),
      (b"a: 1\n---\nb: 2\n", "not YAML"), (b"a: \x00", "not YAML"), (b"? [a]\n: b\n", "a key must be a word")],
 )  # fmt: skip
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -145,7 +205,15 @@ def test_edmips_takes_no_settings_of_attribution(tmp_path: Path) -> None:
 def test_the_hash_is_of_what_results_depend_on(tmp_path: Path) -> None:
     spec = load(GOOD, tmp_path)
     assert load("# a comment\n" + GOOD + "description: other words\n", tmp_path).hash == spec.hash
-    assert load(GOOD.replace("trials: 8", "trials: 9"), tmp_path).hash != spec.hash
+    assert load(GOOD.replace("name: good", "name: other") + "storage: {path: elsewhere}\n", tmp_path).hash == spec.hash
+    written_out = GOOD.replace("eta: 1.0", "eta: 1\n  epochs: 25").replace("epochs: 20", "epochs: 20, lr: 0.1")
+    assert load(written_out, tmp_path).hash == spec.hash
+    changes = [
+        ("trials: 8", "trials: 9"), ("eta: 1.0", "eta: 1.5"), ("1e-2", "2e-2"), ("loguniform", "uniform"),
+        ("[2, 4]", "[2, 3]"), ("workers: 2", "workers: 1"), ("trials", "sampler: {name: random}\ntrials"),
+    ]  # fmt: skip
+    hashes = [load(GOOD.replace(old, new), tmp_path).hash for old, new in changes]
+    assert len({spec.hash, *hashes}) == 1 + len(changes)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").rglob("*.yaml")), ids=lambda path: path.name)
@@ -163,10 +231,7 @@ def test_a_mutated_spec_loads_or_is_a_spec_error(tmp_path_factory: pytest.TempPa
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         length = data.draw(st.integers(0, 12))
-        junk = st.sampled_from(
-            ["", ":", "\n", "  ", "- ", "{", "]", "'", "!!x", "*a", "0x1", "1_0", "null", "é", "\t", "1e9"]
-        )
-        text = text[:start] + data.draw(junk | st.text(max_size=3)) + text[start + length :]
+        text = text[:start] + data.draw(st.sampled_from(JUNK) | st.text(max_size=3)) + text[start + length :]
     path = tmp_path_factory.getbasetemp() / "mutated.yaml"
     path.write_text(text, encoding="utf-8", errors="replace")
     try:
@@ -177,3 +242,28 @@ def test_a_mutated_spec_loads_or_is_a_spec_error(tmp_path_factory: pytest.TempPa
         found = []
         assert spec.trial_config(spec.example_settings()).seed == spec.seed
     assert [line for line in found if not line.startswith(f"{path}:")] == []
+
+
+KEYS = [*TOP_KEYS, "method.zeta", "finetune.epochs", "choice", "int", "uniform", "epochs", "batch_size", "weight_bits"]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["gmpq", "resnet8", "digits"])
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(TOP_KEYS), VALUES, min_size=1, max_size=6))
+def test_any_content_with_a_number_for_a_network_is_a_spec_error(
+    tmp_path_factory: pytest.TempPathFactory, content: dict[str, object]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(json.dumps({**content, "network": 0}), encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    assert [line for line in str(caught.value).splitlines() if not line.startswith(f"{path}:")] == []
