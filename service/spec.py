@@ -1,7 +1,7 @@
 """The sweep's YAML: read, checked whole, and turned into the settings of trials.
 
 `load_spec` reports everything that is wrong with a file at once, each with file:line:column. The settings' own classes
-say what is allowed (`trainables.config`, and those below); pydantic compares the file with them.
+say what is allowed (`trainables.config`, `service.settings`); pydantic compares the file with them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from service.settings import PlainConfig, ResourcesConfig, SamplerConfig, StorageConfig, TrackingConfig
 from service.space import Choice, Domain, Int, Scalar, parse_domain
 from service.yaml_source import Path_, Source, read_yaml
 from trainables.config import (
     METHOD_CONFIGS,
-    STRICT,
     DataConfig,
     EvaluationConfig,
     FinetuneConfig,
@@ -37,103 +37,6 @@ from trainables.models import check_network
 T = TypeVar("T")
 VARIABLE = ("method", "finetune")
 """Sections whose settings a space may vary."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplerConfig:
-    """How the settings of the next trial are chosen."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    name: Literal["tpe", "nsga2", "random"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, NSGA-II, or independent draws."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"sampler.seed is {self.seed}; give 0 to {2**32 - 1}, as NumPy's generators take.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResourcesConfig:
-    """What a trial gets, and how many run at once."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    workers: int = 1
-    """Processes that share a trial's batches (data parallel)."""
-    cpus_per_worker: int = 1
-    """CPUs, and CPU threads, of each worker."""
-    gpus_per_worker: float = 0.0
-    launch: Literal["auto", "process", "train"] = "auto"
-    """`process` runs a trial of one worker in its own process (2-3 s of overhead); `train` starts its workers under Ray
-    Train (11-19 s). `auto` is `process` for one worker and `train` for several."""
-    concurrency: int = 1
-    """Trials that run at once."""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "cpus_per_worker", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"resources.{name} is {getattr(self, name)}; give at least 1.")
-        if self.gpus_per_worker < 0:
-            raise ConfigError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give 0 or more.")
-        if self.launch == "process" and self.workers > 1:
-            raise ConfigError(
-                f"resources.launch is 'process', which has one worker, not {self.workers}; use 'train' or 'auto'."
-            )
-
-    @property
-    def launch_resolved(self) -> Literal["process", "train"]:
-        """`launch` with `auto` decided."""
-        if self.launch == "auto":
-            return "process" if self.workers == 1 else "train"
-        return self.launch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StorageConfig:
-    """Where sweeps are kept."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    path: str = "bitfront-sweeps"
-    """Folder; relative to where the command is run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrackingConfig:
-    """Where MLflow records the sweep."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    uri: str = ""
-    """MLflow tracking server or database; empty for an SQLite database in the storage."""
-    experiment: str = "bitfront"
-
-    def __post_init__(self) -> None:
-        if not self.experiment:
-            raise ConfigError("tracking.experiment is ''; give the name under which MLflow lists the sweep.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plain:
-    """The keys of the top level that are not sections."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    name: str
-    trials: int
-    seed: int = 0
-    description: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
-            raise ConfigError(
-                f"name is {self.name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
-            )
-        if self.trials < 1:
-            raise ConfigError(f"trials is {self.trials}; give at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,7 +104,7 @@ SECTIONS: dict[str, type] = {
     "storage": StorageConfig,
     "tracking": TrackingConfig,
 }
-PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(_Plain))
+PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(PlainConfig))
 TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space")
 
 
@@ -212,7 +115,7 @@ def load_spec(path: Path) -> SweepSpec:
     for key in content:
         if key not in TOP_KEYS:
             source.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}", at_key=True)
-    plain = _read(source, (), _Plain, {k: v for k, v in content.items() if k in PLAIN_KEYS})
+    plain = _read(source, (), PlainConfig, {k: v for k, v in content.items() if k in PLAIN_KEYS})
     sections: dict[str, Any] = {
         name: _read(source, (name,), kind, _section(source, name)) for name, kind in SECTIONS.items()
     }
@@ -232,7 +135,7 @@ def load_spec(path: Path) -> SweepSpec:
         source.add(("method", "name"), f"method.name: unknown method {method_name!r}{hint}")
     source.raise_problems()
     spec = SweepSpec(
-        **{f.name: getattr(plain, f.name) for f in dataclasses.fields(_Plain)},
+        **{f.name: getattr(plain, f.name) for f in dataclasses.fields(PlainConfig)},
         **sections,
         method_name=str(method_name),
         fixed=fixed,

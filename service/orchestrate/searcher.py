@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from service.pareto import OBJECTIVES
+from service.settings import SamplerConfig
 from service.space import Domain, suggest
-from service.spec import SamplerConfig
 
 SAMPLERS = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
 

@@ -10,7 +10,7 @@ from typing import Any
 from service.orchestrate.failures import unwrapped
 from service.orchestrate.worker import Tell, TrialJob, make_reference, run_trial
 from service.records import TrialRecord
-from service.spec import ResourcesConfig
+from service.settings import ResourcesConfig
 from trainables.api import ReferenceRecord
 from trainables.config import TrialConfig
 

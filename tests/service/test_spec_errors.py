@@ -75,6 +75,7 @@ CASES = [
     ("int: [1, 3]", "int: [1, 2.5]", "13:20", "expected whole numbers, or use 'uniform'"),
     ("int: [1, 3]", "int: [0, 3]", "13:20", "finetune.epochs is 0; give a positive number"),
     ("trials: 8", "trials: 0", "14:9", "trials is 0; give at least 1"),
+    ("trials: 8", "trials: 8\ntags: {x$: y}", "15:7", "tags: the name 'x$' has signs that MLflow refuses"),
     ("trials: 8", "trails: 8", "14:1", "unknown key 'trails'; did you mean 'trials'?"),
     ("{workers: 2}", "{workers: 2, launch: process}", "15:33", "launch is 'process', which has one worker, not 2"),
     ("{workers: 2}", "&a {workers: 2}", "15:12", "anchors and aliases are not used here"),
