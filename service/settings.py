@@ -105,6 +105,8 @@ class PlainConfig:
             )
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; give at least 1.")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; give zero or a positive number.")
         for tag in self.tags:
             if not re.fullmatch(r"[A-Za-z0-9_./: -]{1,250}", tag):
                 raise ConfigError(

@@ -101,7 +101,8 @@ def _choice(values: list[object]) -> Choice:
     for value in values:
         if not isinstance(value, bool | int | float | str):
             raise ConfigError(f"choice: found {value!r}; expected single numbers, words or true/false")
-        if any(value == other and type(value) is type(other) for other in checked):
+        # 12 and 12.0 are one value of a setting; 1 and true are not.
+        if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in checked):
             raise ConfigError(f"choice: {value!r} stands twice; give each value once")
         checked.append(value)
     return Choice(tuple(checked))

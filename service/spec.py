@@ -123,16 +123,16 @@ def load_spec(path: Path) -> SweepSpec:
     method = dict(_section(source, "method"))
     method_name = method.pop("name", None)
     fixed = {"method": method, "finetune": dict(_section(source, "finetune"))}
-    space: dict[str, Domain] = {}
+    kinds: dict[str, type] = {"finetune": FinetuneConfig}
     if isinstance(method_name, str) and method_name in METHOD_CONFIGS:
-        kinds = {"method": METHOD_CONFIGS[method_name], "finetune": FinetuneConfig}
-        space = _read_space(source, kinds, fixed)
-        _check_varied(source, kinds, fixed, space)
+        kinds = {"method": METHOD_CONFIGS[method_name], **kinds}
     elif method_name is None:
         source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
     else:
         hint = did_you_mean(str(method_name), METHOD_CONFIGS)
         source.add(("method", "name"), f"method.name: unknown method {method_name!r}{hint}")
+    space = _read_space(source, kinds, fixed)
+    _check_varied(source, kinds, fixed, space)
     source.raise_problems()
     spec = SweepSpec(
         **{f.name: getattr(plain, f.name) for f in dataclasses.fields(PlainConfig)},
@@ -166,6 +166,7 @@ def _check_names(source: Source, sections: Mapping[str, Any]) -> None:
 
 
 def _read_space(source: Source, kinds: Mapping[str, type], fixed: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
+    """Domains by setting. Of a section that is not in `kinds` (its method is unknown) only the ranges are checked."""
     entries = _section(source, "space")
     if not entries:
         source.add(
@@ -173,11 +174,19 @@ def _read_space(source: Source, kinds: Mapping[str, type], fixed: Mapping[str, M
             "space: missing or empty; give at least one setting to vary, as method.zeta: {loguniform: [0.01, 1.0]}",
             at_key=True,
         )
-    known = [f"{section}.{f.name}" for section, kind in kinds.items() for f in dataclasses.fields(kind)]
+    settings = {f"{section}.{f.name}": f for section, kind in kinds.items() for f in dataclasses.fields(kind)}
+    lists = {name for name, setting in settings.items() if str(setting.type).startswith("tuple")}
+    known = sorted(set(settings) - lists)
+    unchecked = tuple(f"{section}." for section in VARIABLE if section not in kinds)
     space: dict[str, Domain] = {}
     for name, value in entries.items():
         path = ("space", name)
-        if name not in known:
+        if name in lists:
+            source.add(
+                path, f"space: {name!r} is a list, which a space cannot vary; fix it in its section", at_key=True
+            )
+            continue
+        if name not in known and not (unchecked and name.startswith(unchecked)):
             source.add(path, f"space: {name!r} is not a setting{did_you_mean(name, known)}", at_key=True)
             continue
         section, setting = name.split(".", 1)

@@ -106,7 +106,7 @@ class ReferenceConfig:
 
     def __post_init__(self) -> None:
         _positive("reference", epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        _not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay)
+        _not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,7 @@ def test_a_domain_is_read_with_the_values_that_stand_for_it(
         ({"choice": []}, "choice: the list is empty"),
         ({"choice": [1, [2]]}, r"choice: found \[2\]; expected single numbers"),
         ({"choice": ["a", "b", "a"]}, "choice: 'a' stands twice"),
+        ({"choice": [12, 12.0]}, r"choice: 12\.0 stands twice"),
     ],
 )
 def test_a_domain_that_cannot_be_drawn_from_says_what_would_be_right(written: object, message: str) -> None:

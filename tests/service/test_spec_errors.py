@@ -72,9 +72,17 @@ CASES = [
     ("choice: [12.0, 24.0]", "choice: [12.0, 12.0]", "12:20", "12.0 stands twice"),
     ("choice: [12.0, 24.0]", "choice: [0.0, 24.0]", "12:20", "method.capacity is 0.0; give a positive number"),
     ("choice: [12.0, 24.0]", "choice: [big]", "12:20", "method.capacity: found 'big'; expected a number"),
+    (
+        "method.capacity: {choice: [12.0, 24.0]}",
+        "method.act_bits: {choice: [2, 3]}",
+        "12:3",
+        "'method.act_bits' is a list, which a space cannot vary; fix it in its section",
+    ),
     ("int: [1, 3]", "int: [1, 2.5]", "13:20", "expected whole numbers, or use 'uniform'"),
     ("int: [1, 3]", "int: [0, 3]", "13:20", "finetune.epochs is 0; give a positive number"),
     ("trials: 8", "trials: 0", "14:9", "trials is 0; give at least 1"),
+    ("trials: 8", "trials: 8\nseed: -3", "15:7", "seed is -3; give zero or a positive number"),
+    ("{epochs: 20}", "{epochs: 20, seed: -3}", "4:31", "reference.seed is -3; give zero or a positive number"),
     ("trials: 8", "trials: 8\ntags: {x$: y}", "15:7", "tags: the name 'x$' has signs that MLflow refuses"),
     ("trials: 8", "trails: 8", "14:1", "unknown key 'trails'; did you mean 'trials'?"),
     ("{workers: 2}", "{workers: 2, launch: process}", "15:33", "launch is 'process', which has one worker, not 2"),
@@ -129,6 +137,13 @@ def test_all_mistakes_of_a_file_come_at_once_in_its_order(tmp_path: Path) -> Non
     with pytest.raises(SpecError) as caught:
         load(text, tmp_path)
     assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["2", "7", "14"]
+
+
+def test_an_unknown_method_hides_no_other_mistake(tmp_path: Path) -> None:
+    text = GOOD.replace("gmpq", "gmqp").replace("loguniform", "logunif").replace("int: [1, 3]", "int: [0, 3]")
+    with pytest.raises(SpecError) as caught:
+        load(text, tmp_path)
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["6", "11", "13"]
 
 
 @pytest.mark.parametrize(
