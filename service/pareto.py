@@ -7,11 +7,14 @@ somewhere better. Equal points do not dominate each other, so duplicates of a fr
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
+
+from trainables.errors import ConfigError, did_you_mean
 
 Point = Mapping[str, float]
 
@@ -26,12 +29,72 @@ class Objective:
     """As people read it, with its unit."""
 
 
-OBJECTIVES = (
-    Objective("top1", "max", "top-1 (%)"),
-    Objective("bops_g", "min", "BOPs (G)"),
-    Objective("ard", "min", "ARD (ranks)"),
-)
-"""What every sweep trades off."""
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Objective("top1", "max", "top-1 (%)"),
+        Objective("bops_g", "min", "BOPs (G)"),
+        Objective("ard", "min", "ARD (ranks)"),
+        Objective("ard_normalised", "min", "ARD / random"),
+        Objective("entropy", "min", "attribution entropy (nats)"),
+        Objective("bops_paper_g", "min", "BOPs as the paper counts (G)"),
+        Objective("compression", "max", "× fewer BOPs"),
+        Objective("storage_mb", "min", "weights (MB)"),
+        Objective("storage_mib", "min", "weights (MiB)"),
+        Objective("device_hours", "min", "device-hours"),
+    )
+}
+"""What is measured of every policy, and which way is better."""
+OBJECTIVES = (METRICS["top1"], METRICS["bops_g"], METRICS["ard"])
+"""What a sweep trades off that says nothing else."""
+MAX_OBJECTIVES = 3
+"""The front of more has no order to find it in quickly, and nobody has a picture of it."""
+
+
+def check_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
+    """The objectives of these names. Raises ConfigError for unknown, repeated, missing or too many."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"objectives: unknown metric {name!r}{did_you_mean(name, METRICS)}")
+    if not 1 <= len(names) <= MAX_OBJECTIVES or len(set(names)) != len(names):
+        raise ConfigError(f"objectives is {list(names)}; give one to {MAX_OBJECTIVES} different metrics.")
+    return tuple(METRICS[name] for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """An upper or a lower bound of a metric."""
+
+    metric: str
+    relation: Literal["<=", ">="]
+    bound: float
+
+    def violation(self, point: Point) -> float:
+        """How far the point is beyond the bound, in the metric's unit; zero or less where it is kept."""
+        beyond = point[self.metric] - self.bound
+        return beyond if self.relation == "<=" else -beyond
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.relation} {self.bound:g}"
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Reads `bops_g <= 7.5`. Raises ConfigError with what would be right."""
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
+    try:
+        bound = float(match[3]) if match else math.nan
+    except ValueError:
+        bound = math.nan
+    if not match or not math.isfinite(bound):
+        raise ConfigError(f"constraints: found {text!r}; expected a metric, <= or >=, and a number: bops_g <= 7.5")
+    if match[1] not in METRICS:
+        raise ConfigError(f"constraints: unknown metric {match[1]!r}{did_you_mean(match[1], METRICS)}")
+    return Constraint(match[1], "<=" if match[2] == "<=" else ">=", bound)
+
+
+def feasible(point: Point, constraints: Sequence[Constraint]) -> bool:
+    """Whether the point keeps every constraint."""
+    return all(constraint.violation(point) <= 0 for constraint in constraints)
 
 
 def losses(point: Point, objectives: Sequence[Objective] = OBJECTIVES) -> tuple[float, ...]:

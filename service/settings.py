@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from service.pareto import check_objectives, parse_constraint
 from trainables.config import STRICT
 from trainables.errors import ConfigError
 
@@ -16,13 +17,93 @@ class SamplerConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    name: Literal["tpe", "nsga2", "random"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, NSGA-II, or independent draws."""
+    name: Literal["tpe", "nsga2", "gp", "random", "quasi-random", "grid"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, NSGA-II, Gaussian process; independent draws; a scrambled Sobol
+    sequence; every combination of the space's values."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"sampler.seed is {self.seed}; give 0 to {2**32 - 1}, as NumPy's generators take.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmStartConfig:
+    """What the sampler begins with."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    points: tuple[dict[str, bool | int | float | str], ...] = ()
+    """Settings of the first trials; what a point leaves out is drawn by the sampler."""
+    sweeps: tuple[str, ...] = ()
+    """Sweeps of the same storage whose results the sampler learns from; their trials are not run again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    """When a trial that is worse than others at the same epoch is stopped."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: Literal["none", "successive-halving"] = "none"
+    """`successive-halving`: asynchronous, on the non-dominated rank of what is known at a rung."""
+    reduction: int = 3
+    """Of so many trials that reach a rung one goes on; rungs are this factor apart."""
+    min_epochs: int = 1
+    """Epochs (search and finetune together) before the first rung."""
+
+    def __post_init__(self) -> None:
+        if self.reduction < 2:
+            raise ConfigError(f"early_stopping.reduction is {self.reduction}; give at least 2.")
+        if self.min_epochs < 1:
+            raise ConfigError(f"early_stopping.min_epochs is {self.min_epochs}; give at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitsConfig:
+    """When a sweep, or a trial, has had enough. What was cut off by a limit of the sweep goes on with `extend`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    wall_time: str = ""
+    """Time that the sweep may run, such as 90m, 12h or 2d; all its runs together. Empty: no limit."""
+    device_hours: float = 0.0
+    """Device-hours that the trials may spend together; 0: no limit."""
+    trial_time: str = ""
+    """Time after which a trial is ended by force, such as 2h, each attempt on its own. Empty: no limit."""
+    retries: int = 3
+    """New attempts of a trial whose process or machine was lost; it goes on from its last epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("wall_time", "trial_time"):
+            if getattr(self, name) and not parse_duration(getattr(self, name)):
+                raise ConfigError(
+                    f"limits.{name} is {getattr(self, name)!r}; give a time such as 45s, 90m, 12h, 2d or 1d12h."
+                )
+        if self.device_hours < 0:
+            raise ConfigError(f"limits.device_hours is {self.device_hours}; give a positive number, or 0 for no limit.")
+        if self.retries < 0:
+            raise ConfigError(f"limits.retries is {self.retries}; give 0 or more.")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a time such as 1d12h or 90m; 0 where it is none."""
+    match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", text)
+    if not match:
+        return 0.0
+    return float(sum(int(n or 0) * s for n, s in zip(match.groups(), (86400, 3600, 60, 1), strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """When the sweep is due."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    cron: str = ""
+    """Minute, hour, day of month, month, day of week, as cron has them; empty: on demand."""
+    time_zone: str = "UTC"
+    """IANA name, such as Europe/Berlin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +122,9 @@ class ResourcesConfig:
     Train (11-19 s). `auto` is `process` for one worker and `train` for several."""
     concurrency: int = 1
     """Trials that run at once."""
+    price_per_device_hour: float = 0.0
+    """What an hour of one worker's device costs, for estimates; 0: not known."""
+    currency: str = "USD"
 
     def __post_init__(self) -> None:
         for name in ("workers", "cpus_per_worker", "concurrency"):
@@ -48,6 +132,10 @@ class ResourcesConfig:
                 raise ConfigError(f"resources.{name} is {getattr(self, name)}; give at least 1.")
         if self.gpus_per_worker < 0:
             raise ConfigError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give 0 or more.")
+        if self.price_per_device_hour < 0:
+            raise ConfigError(
+                f"resources.price_per_device_hour is {self.price_per_device_hour}; give 0 or a positive number."
+            )
         if self.launch == "process" and self.workers > 1:
             raise ConfigError(
                 f"resources.launch is 'process', which has one worker, not {self.workers}; use 'train' or 'auto'."
@@ -96,7 +184,13 @@ class PlainConfig:
     trials: int
     seed: int = 0
     description: str = ""
+    owner: str = ""
+    """Who answers for the sweep."""
     tags: dict[str, str] = field(default_factory=dict)
+    objectives: tuple[str, ...] = ("top1", "bops_g", "ard")
+    """Metrics to trade off; each is improved in its own direction."""
+    constraints: tuple[str, ...] = ()
+    """Such as `bops_g <= 7.5`: a policy that breaks one is not on the front."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
@@ -105,6 +199,9 @@ class PlainConfig:
             )
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; give at least 1.")
+        check_objectives(self.objectives)
+        for constraint in self.constraints:
+            parse_constraint(constraint)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give zero or a positive number.")
         for tag in self.tags:

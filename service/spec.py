@@ -18,7 +18,18 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.settings import PlainConfig, ResourcesConfig, SamplerConfig, StorageConfig, TrackingConfig
+from service.pareto import Constraint, Objective, check_objectives, parse_constraint
+from service.settings import (
+    EarlyStoppingConfig,
+    LimitsConfig,
+    PlainConfig,
+    ResourcesConfig,
+    SamplerConfig,
+    ScheduleConfig,
+    StorageConfig,
+    TrackingConfig,
+    WarmStartConfig,
+)
 from service.space import Choice, Domain, Int, Scalar, parse_domain
 from service.yaml_source import Path_, Source, read_yaml
 from trainables.config import (
@@ -48,7 +59,10 @@ class SweepSpec:
     seed: int
     """Seed of every trial: trials differ in their settings alone."""
     description: str
+    owner: str
     tags: Mapping[str, str]
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
     network: NetworkConfig
     data: DataConfig
     reference: ReferenceConfig
@@ -58,7 +72,11 @@ class SweepSpec:
     evaluation: EvaluationConfig
     space: Mapping[str, Domain]
     sampler: SamplerConfig
+    warm_start: WarmStartConfig
+    early_stopping: EarlyStoppingConfig
     resources: ResourcesConfig
+    limits: LimitsConfig
+    schedule: ScheduleConfig
     storage: StorageConfig
     tracking: TrackingConfig
     text: str
@@ -100,11 +118,16 @@ SECTIONS: dict[str, type] = {
     "reference": ReferenceConfig,
     "evaluation": EvaluationConfig,
     "sampler": SamplerConfig,
+    "warm_start": WarmStartConfig,
+    "early_stopping": EarlyStoppingConfig,
     "resources": ResourcesConfig,
+    "limits": LimitsConfig,
+    "schedule": ScheduleConfig,
     "storage": StorageConfig,
     "tracking": TrackingConfig,
 }
 PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(PlainConfig))
+PARSED_KEYS = ("objectives", "constraints")
 TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space")
 
 
@@ -134,8 +157,11 @@ def load_spec(path: Path) -> SweepSpec:
     space = _read_space(source, kinds, fixed)
     _check_varied(source, kinds, fixed, space)
     source.raise_problems()
+    assert plain is not None  # or there would have been problems
     spec = SweepSpec(
-        **{f.name: getattr(plain, f.name) for f in dataclasses.fields(PlainConfig)},
+        **{f.name: getattr(plain, f.name) for f in dataclasses.fields(PlainConfig) if f.name not in PARSED_KEYS},
+        objectives=check_objectives(plain.objectives),
+        constraints=tuple(parse_constraint(text) for text in plain.constraints),
         **sections,
         method_name=str(method_name),
         fixed=fixed,
