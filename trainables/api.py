@@ -20,11 +20,12 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     return reference.ensure_reference(config, report, store=store)
 
 
-def run_trial(config: TrialConfig, report: Report, *, store: Path) -> TrialResult:
+def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None) -> TrialResult:
     """Search, discretise, finetune, measure: on every worker of the trial alike. Needs the reference in `store`.
 
-    Raises DivergedError where a loss left the finite numbers.
+    Goes on from the file `checkpoint`, if it is there, and keeps it up to date after every epoch. Raises DivergedError
+    where a loss left the finite numbers.
     """
     from trainables import trial
 
-    return trial.run_trial(config, report, store=store)
+    return trial.run_trial(config, report, store=store, checkpoint=checkpoint)

@@ -64,8 +64,3 @@ def compare_attribution(
     return AttributionScore(
         ard=ard, ard_normalised=ard / random_rank_difference(pixels), entropy=entropy_sum / seen, pixels=pixels
     )
-
-
-def device_hours(started_s: float, ended_s: float, workers: Workers) -> float:
-    """Time of all workers together, hours; each holds one device."""
-    return (ended_s - started_s) / 3600 * workers.size

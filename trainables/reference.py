@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from trainables.attribution import Attribution
 from trainables.bops import CostModel, measure
+from trainables.checkpoint import Checkpoint
 from trainables.config import ReferenceConfig, TrialConfig
 from trainables.data import load_data
 from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.errors import StorageError
-from trainables.evaluation import device_hours, top1
+from trainables.evaluation import top1
 from trainables.models import build_network
 from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
 from trainables.supernet import Roles, assign_roles
@@ -43,6 +43,8 @@ class Bench:
     roles: Roles
     probe: Tensor
     """A few validation images [8, 3, S, S] on the device."""
+    checkpoint: Checkpoint
+    """Where search and finetune go on from."""
 
     def training_batches(self, epoch: int, batch_size: int) -> Batches:
         """This worker's share of an epoch's training batches."""
@@ -65,16 +67,20 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     if known is not None:
         return known
     make_repeatable(config.reference.seed)
-    started = time.perf_counter()
-    net, score = _train_reference(config, data, workers, report)
+    # Two that train the same reference write the same bits, each file whole.
+    checkpoint = Checkpoint(store / f".{config.reference_key}.checkpoint.pt", workers)
+    checkpoint.watch("reference")
+    net, score = _train_reference(config, data, workers, report, checkpoint)
+    checkpoint.stop()
     record = ReferenceRecord(
         key=config.reference_key,
         top1=score,
-        device_hours=device_hours(started, time.perf_counter(), workers),
+        device_hours=checkpoint.hours("reference"),
         data_fingerprint=data.fingerprint,
     )
     if workers.rank == 0:
         _write(store / record.key, net, record)
+    checkpoint.remove()
     return record
 
 
@@ -92,7 +98,7 @@ def _probe(data: DataSplits, workers: Workers) -> Tensor:
 
 
 def _train_reference(
-    config: TrialConfig, data: DataSplits, workers: Workers, report: Report
+    config: TrialConfig, data: DataSplits, workers: Workers, report: Report, checkpoint: Checkpoint
 ) -> tuple[nn.Module, float]:
     recipe = config.reference
     net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
@@ -115,8 +121,9 @@ def _train_reference(
         metrics = {**means, "top1": scores[-1]}
         report(EpochReport(stage="reference", epoch=epoch, epochs=recipe.epochs, metrics=metrics))
 
-    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch)
-    return net, scores[-1]
+    kept = checkpoint.begin("reference", net)
+    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
+    return net, scores[-1] if scores else top1(net, _validation_batches(config, data, workers), workers)
 
 
 def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
@@ -153,7 +160,7 @@ def _validation_batches(config: TrialConfig, data: DataSplits, workers: Workers)
     )
 
 
-def load_bench(config: TrialConfig, *, store: Path) -> Bench:
+def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = None) -> Bench:
     """Loads data and reference and counts the network. Raises StorageError where the reference was not trained."""
     workers = Workers.current()
     folder = store / config.reference_key
@@ -167,7 +174,7 @@ def load_bench(config: TrialConfig, *, store: Path) -> Bench:
     probe = _probe(data, workers)
     costs = measure(net, probe)
     roles = assign_roles(costs, config.network)
-    return Bench(config, workers, data, net, record, costs, roles, probe)
+    return Bench(config, workers, data, net, record, costs, roles, probe, Checkpoint(checkpoint, workers))
 
 
 def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainables.checkpoint import StageCheckpoint
 from trainables.distributed import Workers
 from trainables.errors import DivergedError
 
@@ -46,13 +47,16 @@ def train(
     *,
     workers: Workers,
     on_epoch: Callable[[int, dict[str, float]], None],
+    checkpoint: StageCheckpoint,
 ) -> None:
     """Trains `model`; `on_epoch` gets the epoch (from 1) and its mean terms, with images_per_s over all workers.
 
-    Raises DivergedError at the end of an epoch in which a term was no longer finite.
+    Begins after the epochs that `checkpoint` has, and brings it up to date after every epoch that was reported: an
+    epoch whose report was cut off is done, and reported, again. Raises DivergedError at the end of an epoch in which a
+    term was no longer finite.
     """
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in plan.optimizers]
-    for epoch in range(plan.epochs):
+    for epoch in range(checkpoint.restore(plan.optimizers), plan.epochs):
         model.train()
         started, images_seen, steps = time.perf_counter(), 0, 0
         sums: dict[str, Tensor] = {}
@@ -74,6 +78,7 @@ def train(
         _check_finite(means, epoch + 1)
         means["images_per_s"] = images_seen * workers.size / (time.perf_counter() - started)
         on_epoch(epoch + 1, means)
+        checkpoint.save(epoch + 1, plan.optimizers)
 
 
 def _set_rates(plan: TrainingPlan, base_rates: list[list[float]], factor: float) -> None:

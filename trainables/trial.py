@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 from trainables import methods
 from trainables.config import TrialConfig, method_name
 from trainables.distributed import make_repeatable
-from trainables.evaluation import device_hours
 from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy, PolicyRecord
 from trainables.reference import Bench, load_bench
 from trainables.report import Report, TrialResult
 
 
-def run_trial(config: TrialConfig, report: Report, *, store: Path) -> TrialResult:
+def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None) -> TrialResult:
     """See `trainables.api.run_trial`."""
-    bench = load_bench(config, store=store)
+    bench = load_bench(config, store=store, checkpoint=checkpoint)
+    clock = bench.checkpoint
     make_repeatable(config.seed)
-    started = time.perf_counter()
-    policy = methods.search(bench, report)
-    searched = time.perf_counter()
+    clock.watch("search")
+    policy = clock.policy or methods.search(bench, report)
+    clock.watch("finetune")
     top1, attribution = finetune(bench, policy, report)
-    finetuned = time.perf_counter()
+    clock.stop()
 
     record = _record(bench, policy)
-    search_hours = device_hours(started, searched, bench.workers)
-    finetune_hours = device_hours(searched, finetuned, bench.workers)
+    search_hours, finetune_hours = clock.hours("search"), clock.hours("finetune")
     metrics = {
         "top1": top1,
         "ard": attribution.ard,

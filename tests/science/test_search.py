@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from trainables.bops import measure
+from trainables.checkpoint import Checkpoint
 from trainables.config import DataConfig, GmpqConfig, NetworkConfig
 from trainables.data import load_data
 from trainables.data.splits import loader
@@ -101,7 +102,8 @@ def search_and_brute_force(widths: tuple[int, int], zeta: float) -> tuple[Bits, 
     )
     objective = make_objective(supernet.net, supernet, config, None)
     workers = Workers(0, 1, torch.device("cpu"))
-    train(supernet.net, plan, objective, workers=workers, on_epoch=lambda epoch, means: None)
+    kept = Checkpoint(None, workers).begin("search", supernet.net)
+    train(supernet.net, plan, objective, workers=workers, on_epoch=lambda epoch, means: None, checkpoint=kept)
     found = tuple(tuple(bits) for bits in supernet.discretise("net").searched.values())
     return found, sorted(values, key=values.__getitem__)
 

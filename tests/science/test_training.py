@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainables import reference
 from trainables.api import EpochReport, ensure_reference, run_trial
+from trainables.checkpoint import Checkpoint, StageCheckpoint
 from trainables.config import (
     DataConfig,
     EdmipsConfig,
@@ -36,6 +37,10 @@ TINY = TrialConfig(
 
 def quiet(epoch: EpochReport) -> None:
     """No report is wanted."""
+
+
+def none_kept(net: nn.Module) -> StageCheckpoint:
+    return Checkpoint(None, ALONE).begin("search", net)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,14 @@ def test_the_loop_is_plain_gradient_descent_on_the_loss_with_the_scheduled_rate(
     def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": weight(images).square().mean()}
 
-    train(weight, plan, terms, workers=ALONE, on_epoch=lambda epoch, means: seen.append((epoch, means["loss"])))
+    train(
+        weight,
+        plan,
+        terms,
+        workers=ALONE,
+        on_epoch=lambda epoch, means: seen.append((epoch, means["loss"])),
+        checkpoint=none_kept(weight),
+    )
     value, losses = 3.0, []
     for progress, x in ((0.0, 1.0), (0.5, 2.0), (1.0, 1.0), (1.5, 2.0)):
         losses.append((value * x) ** 2)
@@ -89,7 +101,7 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name() -> None:
         return {"loss": net(images).mean(), "task_risk": torch.tensor(math.inf)}
 
     with pytest.raises(DivergedError, match="epoch 1: task_risk no longer finite"):
-        train(net, plan, terms, workers=ALONE, on_epoch=lambda epoch, means: None)
+        train(net, plan, terms, workers=ALONE, on_epoch=lambda epoch, means: None, checkpoint=none_kept(net))
 
 
 def test_a_reference_is_trained_once_also_when_two_start_at_once(

@@ -23,13 +23,14 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     net.requires_grad_(True)
     model = workers.wrap(net)
     scores: list[float] = []
+    bops_g = bench.costs.bops_g(policy)
 
     def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": nn.functional.cross_entropy(model(images), labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(top1(net, bench.validation_batches(), workers))
-        metrics = {**means, "top1": scores[-1]}
+        metrics = {**means, "top1": scores[-1], "bops_g": bops_g}
         report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
     plan = TrainingPlan(
@@ -38,6 +39,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
         optimizers=[torch.optim.Adam(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)],
         lr_factor=at_shares(config.epochs),
     )
-    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch)
+    kept = bench.checkpoint.begin("finetune", net, policy=policy)
+    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     score = compare_attribution(net, bench.reference, bench.validation_batches(), workers, bench.config.evaluation)
-    return scores[-1], score
+    return top1(net, bench.validation_batches(), workers) if not scores else scores[-1], score

@@ -64,7 +64,8 @@ def run(
         lr_factor=every(config.lr_decay_every),
     )
     objective = make_objective(model, supernet, config, generalisation)
-    train(model, plan, objective, workers=workers, on_epoch=on_epoch)
+    kept = bench.checkpoint.begin("search", supernet.net)
+    train(model, plan, objective, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     return supernet.discretise(name)
 
 

@@ -1,0 +1,107 @@
+"""A training that is cut off anywhere and goes on ends where an undisturbed one does, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.api import EpochReport, ensure_reference, run_trial
+from trainables.config import (
+    DataConfig,
+    FinetuneConfig,
+    GmpqConfig,
+    NetworkConfig,
+    ReferenceConfig,
+    TrialConfig,
+)
+
+TINY = TrialConfig(
+    network=NetworkConfig(name="resnet8"),
+    data=DataConfig(name="digits", image_size=8, fraction=0.3, augment="crop-flip"),
+    reference=ReferenceConfig(epochs=2),
+    method=GmpqConfig(zeta=0.3, eta=1.0, epochs=2, batch_size=64),
+    finetune=FinetuneConfig(epochs=2, batch_size=64),
+)
+TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
+
+
+class CutOffError(Exception):
+    """The process was killed here."""
+
+
+class Reports:
+    """Keeps what is reported; ends the process's life after some of it."""
+
+    def __init__(self, survive: int = 1000) -> None:
+        self.survive = survive
+        self.seen: dict[tuple[str, int], dict[str, float]] = {}
+
+    def __call__(self, epoch: EpochReport) -> None:
+        self.seen[epoch.stage, epoch.epoch] = untimed(epoch.metrics)
+        if len(self.seen) > self.survive:
+            raise CutOffError
+
+
+def untimed(metrics: object) -> dict[str, float]:
+    assert isinstance(metrics, dict)
+    return {name: value for name, value in metrics.items() if name not in TIMED}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("references")
+    ensure_reference(TINY, Reports(), store=folder)
+    return folder
+
+
+@pytest.mark.parametrize("survive", [0, 1, 2, 3])
+def test_a_trial_goes_on_after_its_last_epoch_to_the_same_end(store: Path, tmp_path: Path, survive: int) -> None:
+    whole = Reports()
+    undisturbed = run_trial(TINY, whole, store=store)
+    file = tmp_path / "checkpoint.pt"
+    first = Reports(survive)
+    with pytest.raises(CutOffError):
+        run_trial(TINY, first, store=store, checkpoint=file)
+    torch.rand(11)
+    second = Reports()
+    found = run_trial(TINY, second, store=store, checkpoint=file)
+    # The epoch whose report was cut off is done again; those before it are not.
+    assert len(second.seen) == 4 - survive
+    assert {**first.seen, **second.seen} == whole.seen
+    assert all(first.seen[key] == second.seen[key] for key in first.seen.keys() & second.seen.keys())
+    assert found.record == undisturbed.record
+    assert untimed(found.metrics) == untimed(undisturbed.metrics)
+    assert found.metrics["device_hours"] > 0
+
+
+def test_time_of_attempts_that_were_cut_off_is_counted(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(CutOffError):
+        run_trial(TINY, Reports(3), store=store, checkpoint=file)
+    seconds = torch.load(file, weights_only=True)["seconds"]
+    found = run_trial(TINY, Reports(), store=store, checkpoint=file)
+    assert found.metrics["search_device_hours"] == pytest.approx(seconds["search"] / 3600, rel=1e-3)
+
+
+def test_a_file_that_is_damaged_counts_as_none(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(b"PK\x03\x04 half of a file")
+    reports = Reports()
+    run_trial(TINY, reports, store=store, checkpoint=file)
+    assert len(reports.seen) == 4
+
+
+def test_a_reference_goes_on_too_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    config = replace(TINY, reference=replace(TINY.reference, epochs=3))
+    undisturbed = ensure_reference(config, Reports(), store=tmp_path / "a")
+    with pytest.raises(CutOffError):
+        ensure_reference(config, Reports(1), store=tmp_path / "b")
+    second = Reports()
+    found = ensure_reference(config, second, store=tmp_path / "b")
+    assert [epoch for _, epoch in second.seen] == [2, 3]
+    assert found.top1 == undisturbed.top1
+    weights = [torch.load(tmp_path / side / config.reference_key / "model.pt", weights_only=True) for side in "ab"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [config.reference_key]
