@@ -9,8 +9,23 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
+from trainables.survey_report import Reach, StepTimes, Survey, reference_hours, trial_hours
 
-__all__ = ["EpochReport", "ReferenceRecord", "Report", "TrialResult", "ensure_reference", "run_trial"]
+__all__ = [
+    "EpochReport",
+    "Reach",
+    "ReferenceRecord",
+    "Report",
+    "StepTimes",
+    "Survey",
+    "TrialResult",
+    "ensure_reference",
+    "reference_hours",
+    "run_trial",
+    "survey",
+    "time_steps",
+    "trial_hours",
+]
 
 
 def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
@@ -29,3 +44,23 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     from trainables import trial
 
     return trial.run_trial(config, report, store=store, checkpoint=checkpoint)
+
+
+def survey(config: TrialConfig) -> Survey:
+    """Layers, reachable costs, maps and steps of a trial, counted on a network with fresh weights. Trains nothing.
+
+    Reads the data set. Raises a BitfrontError for what would fail later: uncounted work, patterns, batches, tiny maps.
+    """
+    from trainables import survey as counted
+
+    return counted.survey(config)
+
+
+def time_steps(config: TrialConfig, *, threads: int, workers: int = 1) -> StepTimes:
+    """Seconds of each kind of step on this machine's device: the median of three, after one, on fresh networks.
+
+    A step is one worker's share of a batch. What `workers` have to tell each other is left out.
+    """
+    from trainables import survey as timed
+
+    return timed.time_steps(config, threads=threads, workers=workers)

@@ -1,0 +1,80 @@
+"""What can be known of a trial before it runs, in values without tensors: counts, reach, times of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trainables.config import Resolution, TrialConfig
+from trainables.report import Stage
+
+
+class Reach(NamedTuple):
+    """The smallest and the largest value that a policy can have."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What a trial's settings come to with its network and its data. Needs no training."""
+
+    searched: tuple[str, ...]
+    """Names of the searched layers, in order of execution."""
+    pinned: Mapping[str, int]
+    """Bits of the other layers, stem and head included."""
+    full_bops_g: float
+    """BOPs of the network in full precision, 10^9."""
+    reach: Mapping[str, Reach]
+    """bops_g, bops_paper_g, compression, storage_mb and storage_mib over all policies of the offered widths."""
+    map_pixels: Mapping[Resolution, int]
+    """Pixels of an attribution map as the network makes it and at the image's size."""
+    method_pixels: int
+    """Pixels of the maps that the search ranks; 0 where it compares none."""
+    evaluation_pixels: int
+    """Pixels of the maps that a finished policy is measured on."""
+    training_images: int
+    validation_images: int
+    steps_per_epoch: Mapping[Stage, int]
+    """Training steps of an epoch, the same for any number of workers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """Seconds of one worker for its share of one batch, the making of the batch included."""
+
+    reference_s: float
+    """Training step of the full-precision network."""
+    search_s: float
+    """Training step of the search, attribution included where the method uses it."""
+    finetune_s: float
+    """Training step of a policy's quantised network."""
+    reference_validation_s: float
+    """Validation batch of the full-precision network."""
+    validation_s: float
+    """Validation batch of a policy's quantised network."""
+    comparison_s: float
+    """Validation batch whose attribution maps, of the quantised and of the full-precision network, are compared."""
+
+
+def trial_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
+    """Device-hours of a trial that runs to its end: search, finetune with a validation after each epoch, comparison."""
+    search_s = config.method.epochs * survey.steps_per_epoch["search"] * times.search_s
+    finetune_s = config.finetune.epochs * survey.steps_per_epoch["finetune"] * times.finetune_s
+    validation_s = _validation_batches(config, survey) * (config.finetune.epochs * times.validation_s)
+    comparison_s = _validation_batches(config, survey) * times.comparison_s
+    return (search_s + finetune_s + validation_s + comparison_s) * workers / 3600
+
+
+def reference_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
+    """Device-hours of the full-precision reference: training with a validation after each epoch."""
+    step_s = survey.steps_per_epoch["reference"] * times.reference_s
+    validation_s = _validation_batches(config, survey) * times.reference_validation_s
+    return config.reference.epochs * (step_s + validation_s) * workers / 3600
+
+
+def _validation_batches(config: TrialConfig, survey: Survey) -> float:
+    """Batches of one pass, the incomplete last one by its share."""
+    return max(1.0, survey.validation_images / config.evaluation.batch_size)
