@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from service.pareto import Constraint
+from service.space import range_of
 from service.spec import SweepSpec
 from service.tracking import check_tracking, resolve_uri
+from trainables.api import Reach, Survey
+from trainables.config import EvaluationConfig
 from trainables.data import check_data
 from trainables.errors import ConfigError
 
+Problem = tuple[tuple[str | int, ...], str]
+"""Where it stands in the sweep's YAML, and the message."""
 
-def check(spec: SweepSpec) -> None:
-    """Raises a BitfrontError for missing data, too few CPUs, storage or a tracking server that cannot be used."""
+
+def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = None) -> None:
+    """Raises a BitfrontError for missing data, too few CPUs or GPUs, storage or tracking that cannot be used.
+
+    Args:
+        cpus: of the machine or the cluster; None for those of this machine.
+        gpus: likewise; None leaves them to Ray, which finds them without torch.
+    """
+    _raise(spec, [*_cpu_problems(spec, cpus or os.cpu_count() or 1), *_gpu_problems(spec, gpus)])
     check_data(spec.data)
-    _check_cpus(spec)
     storage = Path(spec.storage.path).absolute()
     _check_storage(storage)
     check_tracking(resolve_uri(spec.tracking.uri, storage))
 
 
-def _check_cpus(spec: SweepSpec) -> None:
-    resources, found = spec.resources, os.cpu_count() or 1
+def _raise(spec: SweepSpec, problems: list[Problem]) -> None:
+    """Raises SpecError with all problems, each at its place in the file."""
+    found = spec.source.places_only()
+    for path, message in problems:
+        found.add(path, message)
+    found.raise_problems()
+
+
+def _cpu_problems(spec: SweepSpec, cpus: float) -> Iterator[Problem]:
+    resources = spec.resources
     needed = resources.workers * resources.cpus_per_worker
-    if needed > found:
-        raise ConfigError(
+    if needed > cpus:
+        yield (
+            ("resources", "workers" if resources.workers > 1 else "cpus_per_worker"),
             f"resources: a trial asks for {needed} CPUs ({resources.workers} workers × {resources.cpus_per_worker}), "
-            f"this machine has {found}; ask for fewer."
+            f"there are {cpus:g}; ask for fewer",
         )
     # A trial in its own process waits its turn; workers under Ray Train would time out, again and again.
-    if resources.launch_resolved == "train" and needed * resources.concurrency > found:
-        raise ConfigError(
+    elif resources.launch_resolved == "train" and needed * resources.concurrency > cpus:
+        yield (
+            ("resources", "concurrency"),
             f"resources: {resources.concurrency} trials at once ask for {needed * resources.concurrency} CPUs, "
-            f"this machine has {found}; set concurrency to {found // needed}."
+            f"there are {cpus:g}; set concurrency to {int(cpus) // needed}",
+        )
+
+
+def _gpu_problems(spec: SweepSpec, gpus: float | None) -> Iterator[Problem]:
+    resources = spec.resources
+    needed = resources.workers * resources.gpus_per_worker
+    if gpus is not None and needed > gpus:
+        yield (
+            ("resources", "workers" if resources.workers > 1 else "gpus_per_worker"),
+            f"resources: a trial asks for {needed:g} GPUs ({resources.workers} workers × "
+            f"{resources.gpus_per_worker:g}), there are {gpus:g}; ask for fewer",
         )
 
 
@@ -40,3 +76,82 @@ def _check_storage(storage: Path) -> None:
     place = next(path for path in (storage, *storage.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ConfigError(f"storage.path: {storage} cannot be written: {place} is not a writable folder.")
+
+
+def check_survey(spec: SweepSpec, survey: Survey) -> None:
+    """Raises SpecError for constraints that no policy keeps and for ranks of more pixels than a map has, all at once.
+
+    `survey` is that of any trial of the sweep: what is compared here does not vary.
+    """
+    _raise(spec, [*_constraint_problems(spec, survey), *_pixel_problems(spec, survey)])
+
+
+def _constraint_problems(spec: SweepSpec, survey: Survey) -> Iterator[Problem]:
+    for place, constraint in enumerate(spec.constraints):
+        path, metric = ("constraints", place), constraint.metric
+        reach = survey.reach.get(metric)
+        reason = _out_of_reach(constraint, reach) if reach else ""
+        if reason:
+            yield path, f"constraints: no policy keeps '{constraint}': with the widths offered {metric} is {reason}"
+            continue
+        for other in spec.constraints[:place]:
+            if other.metric == metric and _exclude(constraint, other):
+                yield path, f"constraints: no policy keeps both '{other}' and '{constraint}'; widen one of the two"
+
+
+def _out_of_reach(constraint: Constraint, reach: Reach) -> str:
+    """What the metric is instead; rounded so that the number given can be kept. Empty where the bound is in reach."""
+    if constraint.relation == "<=" and constraint.bound < reach.low:
+        return f"at least {_rounded(reach.low, up=True):.6g}"
+    if constraint.relation == ">=" and constraint.bound > reach.high:
+        return f"at most {_rounded(reach.high, up=False):.6g}"
+    return ""
+
+
+def _rounded(value: float, *, up: bool) -> float:
+    """To four significant digits; `value` is above 0."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return (math.ceil(value / unit) if up else math.floor(value / unit)) * unit
+
+
+def _exclude(one: Constraint, other: Constraint) -> bool:
+    upper, lower = (one, other) if one.relation == "<=" else (other, one)
+    return upper.relation != lower.relation and upper.bound < lower.bound
+
+
+def _pixel_problems(spec: SweepSpec, survey: Survey) -> Iterator[Problem]:
+    """Of what the author wrote: the default is larger than many maps, and then means all of their pixels."""
+    top_k = spec.evaluation.top_k
+    if top_k > survey.evaluation_pixels and _is_written(spec, top_k):
+        yield ("evaluation", "top_k"), f"evaluation.top_k: {_too_many(top_k, survey.evaluation_pixels)}"
+    if spec.method_name != "gmpq" or max(_method_values(spec, "eta")) == 0:
+        return
+    pixels = max(survey.map_pixels[resolution] for resolution in _method_values(spec, "resolution"))
+    written = {("method", "top_k"): spec.fixed["method"].get("top_k", 0)}
+    if "method.top_k" in spec.space:
+        written["space", "method.top_k"] = max(_examples(spec, "top_k"))
+    for path, largest in written.items():
+        if largest > pixels:
+            yield path, f"{'.'.join(path)}: {_too_many(largest, pixels)}"
+
+
+def _method_values(spec: SweepSpec, setting: str) -> list[Any]:
+    """Values that stand for all that a setting of the method may have."""
+    values = _examples(spec, setting)
+    if setting in spec.fixed["method"]:
+        values.append(spec.fixed["method"][setting])
+    return values or [getattr(spec.trial_config(spec.example_settings()).method, setting)]
+
+
+def _examples(spec: SweepSpec, setting: str) -> list[Any]:
+    domain = spec.space.get(f"method.{setting}")
+    return list(range_of(domain).examples()) if domain else []
+
+
+def _too_many(top_k: int, pixels: int) -> str:
+    return f"{top_k} pixels are to be ranked, but the attribution maps have {pixels}; give at most that"
+
+
+def _is_written(spec: SweepSpec, top_k: int) -> bool:
+    section = spec.source.place(("evaluation",), at_key=True)
+    return top_k != EvaluationConfig().top_k or spec.source.place(("evaluation", "top_k")) != section

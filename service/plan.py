@@ -1,0 +1,420 @@
+"""What a sweep will take, before it is run: reach, resources, hours, money, and which limits that breaks.
+
+A pure decision on numbers that others measured; only `recorded_hours` reads files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+from service.pareto import METRICS
+from service.records import SweepStore
+from service.settings import ResourcesConfig, parse_duration
+from service.space import Choice, Conditional, Domain, Float, Int, Range, Scalar, example, range_of
+from service.spec import SweepSpec, load_spec
+from trainables.api import Survey
+from trainables.config import TrialConfig
+from trainables.errors import BitfrontError, ConfigError
+
+START_HOURS = {"process": 2.5 / 3600, "train": 15 / 3600}
+"""From a trial's turn to its first step: processes, imports, data."""
+ROUNDING = 1e-9
+"""What floats may lack to a whole number."""
+
+
+class Span(NamedTuple):
+    """At least and at most; equal where nothing is stopped early."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is known of a sweep before it runs. Hours are estimates."""
+
+    spec: SweepSpec
+    survey: Survey
+    concurrency: int
+    """Trials that run at once: as many as are asked for and fit; 0 where none fits."""
+    hours_per_trial: float
+    """Device-hours of a trial that runs to its end."""
+    hours_from: str
+    """Where they are known from."""
+    reference_hours: float
+    """Device-hours of the full-precision reference; 0 where it has been trained."""
+    device_hours: Span
+    """Of all trials and the reference."""
+    wall_hours: Span
+    limits: Mapping[str, str]
+    """Those that are set, as they are written."""
+    trials_within_limits: int
+    """Trials that run to their end before a limit is reached."""
+    warnings: tuple[str, ...]
+    """What will not go as it is written."""
+    problems: tuple[str, ...]
+    """Why the sweep cannot do a single trial; none where it can."""
+
+    @property
+    def space(self) -> dict[str, str]:
+        """Varied settings and their ranges, as people read them."""
+        return {name: readable(domain) for name, domain in self.spec.space.items()}
+
+    @property
+    def money(self) -> Span:
+        """In the spec's currency; 0 where no price is given."""
+        return Span(*(hours * self.spec.resources.price_per_device_hour for hours in self.device_hours))
+
+
+class _Limit(NamedTuple):
+    """A limit that is set, with what counts towards it."""
+
+    setting: str
+    text: str
+    needed: float
+    """Hours of all trials; of one for a limit of each."""
+    trials: int
+    """Trials that fit."""
+    first: float
+    """Hours until the first trial has ended."""
+
+
+def make_plan(
+    spec: SweepSpec,
+    survey: Survey,
+    *,
+    cpus: float,
+    gpus: float,
+    hours_per_trial: float,
+    reference_hours: float,
+    hours_from: str,
+) -> Plan:
+    """The plan of `spec` on a machine or a cluster with so many CPUs and GPUs.
+
+    Args:
+        hours_per_trial: device-hours of a trial with `typical_config`'s settings; above 0.
+        reference_hours: device-hours of the reference; 0 where it has been trained.
+        hours_from: such as "measured on one step here".
+    """
+    resources = spec.resources
+    fitting = trials_at_once(resources, cpus=cpus, gpus=gpus)
+    concurrency = min(resources.concurrency, spec.trials, fitting)
+    wall = _wall(spec, reference_hours=reference_hours, hours_per_trial=hours_per_trial, concurrency=concurrency)
+    work = _work_if_stopped(spec)
+    device_hours = Span(*(reference_hours + trials * hours_per_trial for trials in (work, spec.trials)))
+    longest = wall.all(spec.trials)
+    limits = _limits(spec, wall, hours_per_trial)
+    warnings, problems = _judge(limits, spec, fitting=fitting, cpus=cpus, gpus=gpus)
+    return Plan(
+        spec=spec,
+        survey=survey,
+        concurrency=concurrency,
+        hours_per_trial=hours_per_trial,
+        hours_from=hours_from,
+        reference_hours=reference_hours,
+        device_hours=device_hours,
+        wall_hours=Span(wall.stopped(spec.trials, work) if work < spec.trials else longest, longest),
+        limits={limit.setting: limit.text for limit in limits},
+        trials_within_limits=min([spec.trials, *(limit.trials for limit in limits)]) if fitting else 0,
+        warnings=tuple(warnings),
+        problems=tuple(problems),
+    )
+
+
+def trials_at_once(resources: ResourcesConfig, *, cpus: float, gpus: float) -> int:
+    """Trials for which there are CPUs and GPUs. Workers with less than a GPU share one, but never use parts of two."""
+    workers = math.floor(cpus / resources.cpus_per_worker + ROUNDING)
+    share = resources.gpus_per_worker
+    if 0 < share < 1:
+        workers = min(workers, math.floor(gpus + ROUNDING) * math.floor(1 / share + ROUNDING))
+    elif share:
+        workers = min(workers, math.floor(gpus / share + ROUNDING))
+    return workers // resources.workers
+
+
+def typical_config(spec: SweepSpec) -> TrialConfig:
+    """The settings in the middle of the space: what the hours of a trial are estimated for."""
+    try:
+        return spec.trial_config(example(spec.space, {name: _middle(domain) for name, domain in spec.space.items()}))
+    except ConfigError:
+        # The middles of two settings may not go together; the examples do.
+        return spec.trial_config(spec.example_settings())
+
+
+def _middle(domain: Domain) -> Scalar:
+    match range_of(domain):
+        case Int() as found:
+            return (found.low + found.high) // 2
+        case Float() as found:
+            return math.sqrt(found.low * found.high) if found.log else (found.low + found.high) / 2
+        case Choice() as found:
+            numbers = [v for v in found.values if isinstance(v, int | float) and not isinstance(v, bool)]
+            return statistics.median_low(numbers) if len(numbers) == len(found.values) else found.values[0]
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def readable(domain: Domain) -> str:
+    """A range as people read it, with its condition."""
+    conditions = domain.when if isinstance(domain, Conditional) else ()
+    when = [f"{name} is {' or '.join(map(str, values))}" for name, values in conditions]
+    return _readable(range_of(domain)) + (f", where {' and '.join(when)}" if when else "")
+
+
+def _readable(domain: Range) -> str:
+    match domain:
+        case Int() as found:
+            return f"{found.low} to {found.high}, whole numbers"
+        case Float() as found:
+            return f"{found.low:g} to {found.high:g}{', log scale' if found.log else ''}"
+        case Choice() as found:
+            return ("one of " if len(found.values) > 1 else "") + ", ".join(str(value) for value in found.values)
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def _work_if_stopped(spec: SweepSpec) -> float:
+    """Whole trials' worth of work if each trial that can be stopped is, at the first rung. The first one never is."""
+    config, rule = typical_config(spec), spec.early_stopping
+    epochs = config.method.epochs + config.finetune.epochs
+    if rule.name == "none" or rule.min_epochs >= epochs:
+        return float(spec.trials)
+    return 1 + (spec.trials - 1) * rule.min_epochs / epochs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wall:
+    """Wall time, hours: the reference alone, then rounds of as many trials as run at once."""
+
+    reference: float
+    start: float
+    """Before each trial."""
+    run: float
+    """Of a trial that runs to its end."""
+    concurrency: int
+
+    def first(self) -> float:
+        """Until the first trial has ended."""
+        return self.reference + self.start + self.run
+
+    def all(self, trials: int) -> float:
+        """Until so many trials have ended, nothing stopped."""
+        return self.reference + math.ceil(trials / self.concurrency) * (self.start + self.run)
+
+    def stopped(self, trials: int, work: float) -> float:
+        """Until so many trials have ended that do the work of `work` whole ones."""
+        rest = (trials * self.start + work * self.run) / self.concurrency
+        return max(self.first(), self.reference + rest)
+
+    def trials_in(self, hours: float) -> int:
+        """Trials that end within so many hours."""
+        rounds = math.floor((hours - self.reference) / (self.start + self.run) + ROUNDING)
+        return max(0, rounds) * self.concurrency
+
+
+def _wall(spec: SweepSpec, *, reference_hours: float, hours_per_trial: float, concurrency: int) -> _Wall:
+    workers, start = spec.resources.workers, START_HOURS[spec.resources.launch_resolved]
+    return _Wall(
+        reference=reference_hours / workers + start if reference_hours else 0.0,
+        start=start,
+        run=hours_per_trial / workers,
+        concurrency=max(1, concurrency),
+    )
+
+
+def _limits(spec: SweepSpec, wall: _Wall, hours_per_trial: float) -> list[_Limit]:
+    limits, found = spec.limits, []
+    if limits.device_hours:
+        hours = limits.device_hours
+        fit = math.floor(hours / hours_per_trial + ROUNDING)
+        needed = hours_per_trial * spec.trials
+        found.append(_Limit("limits.device_hours", f"{hours:g}", needed, fit, hours_per_trial))
+    if limits.wall_time:
+        hours = parse_duration(limits.wall_time) / 3600
+        fit, needed = wall.trials_in(hours), wall.all(spec.trials)
+        found.append(_Limit("limits.wall_time", limits.wall_time, needed, fit, wall.first()))
+    if limits.trial_time:
+        hours = parse_duration(limits.trial_time) / 3600
+        fit = spec.trials if wall.run <= hours else 0
+        found.append(_Limit("limits.trial_time", limits.trial_time, wall.run, fit, wall.run))
+    return found
+
+
+def _judge(
+    limits: Sequence[_Limit], spec: SweepSpec, *, fitting: int, cpus: float, gpus: float
+) -> tuple[list[str], list[str]]:
+    """Warnings and problems."""
+    warnings, problems = [], []
+    asked = spec.resources
+    if not fitting:
+        problems.append(
+            f"resources: a trial asks for {_count(asked.workers * asked.cpus_per_worker, 'CPU')} and "
+            f"{_count(asked.workers * asked.gpus_per_worker, 'GPU')}, there are {_count(cpus, 'CPU')} and "
+            f"{_count(gpus, 'GPU')}; ask for fewer."
+        )
+    elif fitting < min(asked.concurrency, spec.trials):
+        warnings.append(
+            f"resources.concurrency: {asked.concurrency} trials at once are asked for, "
+            f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} have room for {fitting}."
+        )
+    for limit in limits:
+        hours = _in_device_hours if limit.setting == "limits.device_hours" else duration
+        if not limit.trials:
+            problems.append(
+                f"{limit.setting}: the limit is {limit.text}, but the first trial ends after about "
+                f"{hours(limit.first)}; allow more, or make trials shorter."
+            )
+        elif limit.trials < spec.trials:
+            warnings.append(
+                f"{limit.setting}: the limit is {limit.text}, but {spec.trials} trials take about "
+                f"{hours(limit.needed)}: about {limit.trials} run to their end."
+            )
+    return warnings, problems
+
+
+def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[float, str] | None:
+    """Median device-hours of finished trials like those of `spec` in the same storage, and which they are.
+
+    Alike are trials of equal network, data, method, epochs and resources of a worker. Folders that cannot be read, or
+    were written by another version, do not count.
+    """
+    hours: list[float] = []
+    sweeps: list[str] = []
+    for path in sorted(storage.glob("*/sweep.json")):
+        found = _hours_in(path.parent, spec)
+        hours += found
+        sweeps += [path.parent.name] if found else []
+    if not hours:
+        return None
+    where = f"sweep {sweeps[0]!r}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps, the last {sweeps[-1]!r}"
+    return statistics.median(hours), f"from {_count(len(hours), 'trial')} of {where}"
+
+
+def _hours_in(folder: Path, spec: SweepSpec) -> list[float]:
+    store = SweepStore(folder)
+    try:
+        facts = store.sweep().facts
+        # Reading a YAML takes far longer than these two words.
+        if (facts.get("network"), facts.get("method")) != (spec.network.name, spec.method_name):
+            return []
+        if _kind(load_spec(folder / "spec.yaml")) != _kind(spec):
+            return []
+        done = [trial.metrics for trial in store.trials() if trial.state == "done"]
+    except (BitfrontError, OSError, ValueError, TypeError):
+        return []
+    return [metrics["device_hours"] for metrics in done if metrics.get("device_hours", 0.0) > 0]
+
+
+def _kind(spec: SweepSpec) -> tuple[object, ...]:
+    """What the length of a trial depends on; of epochs that the space varies, their range."""
+    config, resources = spec.trial_config(spec.example_settings()), spec.resources
+    epochs = {"method.epochs": config.method.epochs, "finetune.epochs": config.finetune.epochs}
+    return (
+        spec.network,
+        dataclasses.replace(spec.data, download=False),
+        spec.method_name,
+        *(spec.space.get(name, number) for name, number in epochs.items()),
+        (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON takes it: {"low": …, "high": …} for what has two ends."""
+    spec, survey, resources = plan.spec, plan.survey, plan.spec.resources
+    return {
+        "sweep": spec.name,
+        "trials": spec.trials,
+        "method": spec.method_name,
+        "network": spec.network.name,
+        "data": spec.data.name,
+        "objectives": [objective.name for objective in spec.objectives],
+        "constraints": [str(constraint) for constraint in spec.constraints],
+        "space": plan.space,
+        "searched_layers": list(survey.searched),
+        "full_bops_g": survey.full_bops_g,
+        "reach": {name: reach._asdict() for name, reach in survey.reach.items()},
+        "workers": resources.workers,
+        "cpus_per_trial": resources.workers * resources.cpus_per_worker,
+        "gpus_per_trial": resources.workers * resources.gpus_per_worker,
+        "concurrency": plan.concurrency,
+        "hours_per_trial": plan.hours_per_trial,
+        "hours_from": plan.hours_from,
+        "reference_hours": plan.reference_hours,
+        "device_hours": plan.device_hours._asdict(),
+        "wall_hours": plan.wall_hours._asdict(),
+        "money": plan.money._asdict(),
+        "currency": resources.currency,
+        "limits": dict(plan.limits),
+        "trials_within_limits": plan.trials_within_limits,
+        "warnings": list(plan.warnings),
+        "problems": list(plan.problems),
+    }
+
+
+def as_text(plan: Plan) -> str:
+    """The plan in lines for the terminal."""
+    spec, survey = plan.spec, plan.survey
+    lines = [
+        ("trials", f"{spec.trials} of {spec.method_name}: {spec.network.name} on {spec.data.name}"),
+        ("objectives", ", ".join(objective.name for objective in spec.objectives)),
+        *(("constraint", str(constraint)) for constraint in spec.constraints),
+        *(("varied", f"{name}: {text}") for name, text in plan.space.items()),
+        ("layers", f"{len(survey.searched)} searched, {survey.full_bops_g:.4g} G BOPs in full precision"),
+        *((METRICS[name].label, f"{reach.low:.4g} to {reach.high:.4g}") for name, reach in survey.reach.items()),
+        *_cost_lines(plan),
+        *(("limit", f"{name}: {text}") for name, text in plan.limits.items()),
+    ]
+    width = max(len(head) for head, _ in lines)
+    told = [f"warning: {text}" for text in plan.warnings] + [f"problem: {text}" for text in plan.problems]
+    return "\n".join([spec.name, *(f"  {head:{width}}  {text}" for head, text in lines), *told])
+
+
+def _cost_lines(plan: Plan) -> list[tuple[str, str]]:
+    resources, workers = plan.spec.resources, plan.spec.resources.workers
+    needs = [_count(workers, "worker"), _count(workers * resources.cpus_per_worker, "CPU")]
+    if resources.gpus_per_worker:
+        needs.append(_count(workers * resources.gpus_per_worker, "GPU"))
+    reference = f"about {duration(plan.reference_hours / workers)}" if plan.reference_hours else "trained already"
+    lines = [
+        ("reference", reference),
+        ("a trial", f"{', '.join(needs)}; about {duration(plan.hours_per_trial / workers)}, {plan.hours_from}"),
+        ("at once", _count(plan.concurrency, "trial")),
+        ("device-hours", "about " + _ends(plan.device_hours, lambda hours: f"{hours:.3g}")),
+        ("wall time", "about " + _ends(plan.wall_hours, duration)),
+    ]
+    if plan.money.high:
+        lines.append(("money", f"about {_ends(plan.money, lambda money: f'{money:.2f}')} {resources.currency}"))
+    return lines
+
+
+def _ends(span: Span, text: Callable[[float], str]) -> str:
+    low, high = text(span.low), text(span.high)
+    return high if low == high else f"{low} to {high}"
+
+
+def duration(hours: float) -> str:
+    """A time in its two largest units: 12 s, 3 min 20 s, 1 h 5 min, 2 d 4 h."""
+    seconds = max(1, round(hours * 3600))
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    large = next(place for place, (_, size) in enumerate(units) if seconds >= size)
+    name, size = units[large]
+    if name == "s":
+        return f"{seconds} s"
+    smaller, small = units[large + 1]
+    # Rounded to the smaller unit first, or 59.6 minutes would be left of an hour.
+    count, rest = divmod(round(seconds / small), size // small)
+    return f"{count} {name} {rest} {smaller}" if rest else f"{count} {name}"
+
+
+def _in_device_hours(hours: float) -> str:
+    return f"{hours:.3g} device-hours"
+
+
+def _count(number: float, thing: str) -> str:
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"

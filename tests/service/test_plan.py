@@ -1,0 +1,310 @@
+"""Plans in numbers that can be checked by hand; hours from records; the quickstart's own plan."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from service.plan import (
+    Plan,
+    Span,
+    as_json,
+    as_text,
+    duration,
+    make_plan,
+    recorded_hours,
+    trials_at_once,
+    typical_config,
+)
+from service.records import SweepRecord, SweepStore, TrialRecord, write_json
+from service.settings import ResourcesConfig
+from service.spec import SweepSpec, load_spec
+from trainables import api
+from trainables.config import GmpqConfig
+
+QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
+START = 2.5 / 3600
+"""Hours before each trial in a process of its own."""
+SWEEP = """\
+name: planned
+network: {name: resnet8}
+data: {name: digits, image_size: 16}
+reference: {epochs: 2}
+method: {name: gmpq, eta: 1.0, epochs: 6}
+finetune: {epochs: 4}
+space:
+  method.zeta: {loguniform: [0.01, 1.0]}
+trials: 12
+"""
+SURVEY = api.Survey(
+    searched=("a", "b"),
+    pinned={"stem": 8},
+    full_bops_g=3.0,
+    reach={"bops_g": api.Reach(0.1, 0.5), "storage_mb": api.Reach(0.02, 0.04)},
+    map_pixels={"native": 16, "input": 256},
+    method_pixels=16,
+    evaluation_pixels=16,
+    training_images=1438,
+    validation_images=359,
+    steps_per_epoch={"reference": 22, "search": 5, "finetune": 5},
+)
+
+
+def spec_of(folder: Path, more: str = "", sweep: str = SWEEP) -> SweepSpec:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "s.yaml").write_text(sweep + more)
+    return load_spec(folder / "s.yaml")
+
+
+def plan_of(spec: SweepSpec, *, cpus: float = 8, gpus: float = 0, hours: float = 2.0, reference: float = 0.0) -> Plan:
+    return make_plan(
+        spec,
+        SURVEY,
+        cpus=cpus,
+        gpus=gpus,
+        hours_per_trial=hours,
+        reference_hours=reference,
+        hours_from="measured on one step here",
+    )
+
+
+def test_hours_and_money_are_those_of_the_trials_and_the_reference(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path, "resources: {workers: 2, concurrency: 5, price_per_device_hour: 1.5, currency: EUR, launch: train}\n"
+    )
+    plan = plan_of(spec, cpus=20, reference=3.0)
+    assert plan.concurrency == 5
+    assert plan.device_hours == Span(12 * 2.0 + 3.0, 12 * 2.0 + 3.0)
+    assert plan.money == Span(27 * 1.5, 27 * 1.5)
+    # Two workers halve every hour; 12 trials, 5 at a time, are three rounds.
+    start = 15 / 3600
+    assert plan.wall_hours.high == plan.wall_hours.low == pytest.approx(1.5 + start + 3 * (1.0 + start))
+    assert (plan.warnings, plan.problems, plan.trials_within_limits) == ((), (), 12)
+    trained = plan_of(spec, cpus=20)
+    assert trained.device_hours == Span(24.0, 24.0)
+    assert trained.wall_hours.high == pytest.approx(3 * (1.0 + start))
+
+
+def test_early_stopping_gives_a_range_from_all_stopped_to_none(tmp_path: Path) -> None:
+    """Ten epochs, of which a stopped trial has two; the first trial to come is never stopped."""
+    plan = plan_of(spec_of(tmp_path, "early_stopping: {name: successive-halving, min_epochs: 2}\n"), reference=1.0)
+    assert plan.device_hours == Span(pytest.approx(1.0 + 2.0 * (1 + 11 * 0.2)), 25.0)
+    assert plan.wall_hours.low == pytest.approx(1.0 + START + 12 * START + 2.0 * (1 + 11 * 0.2))
+    assert plan.wall_hours.high == pytest.approx(1.0 + START + 12 * (START + 2.0))
+    assert "7.4 to 25" in as_text(plan)
+    wide = plan_of(
+        spec_of(tmp_path, "early_stopping: {name: successive-halving}\nresources: {concurrency: 12}\n"), cpus=12
+    )
+    # However many run at once, one of them runs to its end.
+    assert wide.wall_hours.low == pytest.approx(START + 2.0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus_each", "gpus_each", "cpus", "gpus", "trials"),
+    [
+        (1, 1, 0.0, 2, 0, 2),
+        (2, 3, 0.0, 17, 0, 2),
+        (2, 3, 0.0, 18, 0, 3),
+        (4, 1, 0.0, 3, 8, 0),
+        (1, 1, 1.0, 16, 2, 2),
+        (2, 1, 1.0, 16, 7, 3),
+        (1, 1, 0.5, 16, 2, 4),
+        (1, 1, 0.1, 99, 3, 30),
+        # A third worker of 0.4 would need parts of two GPUs.
+        (1, 1, 0.4, 16, 2, 4),
+        (1, 1, 1.0, 16, 0, 0),
+    ],
+)
+def test_as_many_trials_run_at_once_as_have_cpus_and_gpus(
+    workers: int, cpus_each: int, gpus_each: float, cpus: float, gpus: float, trials: int
+) -> None:
+    resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus_each, gpus_per_worker=gpus_each)
+    assert trials_at_once(resources, cpus=cpus, gpus=gpus) == trials
+
+
+def test_what_does_not_fit_is_a_warning_and_nothing_fitting_a_problem(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "resources: {concurrency: 4, cpus_per_worker: 2}\n")
+    some = plan_of(spec, cpus=5)
+    assert (some.concurrency, some.problems) == (2, ())
+    assert some.warnings == (
+        "resources.concurrency: 4 trials at once are asked for, 5 CPUs and 0 GPUs have room for 2.",
+    )
+    none = plan_of(spec, cpus=1)
+    assert (none.concurrency, none.trials_within_limits, none.warnings) == (0, 0, ())
+    assert none.problems == (
+        "resources: a trial asks for 2 CPUs and 0 GPUs, there are 1 CPU and 0 GPUs; ask for fewer.",
+    )
+
+
+LIMITS = [
+    # limits, trials within them, warning, problem
+    ("device_hours: 24", 12, "", ""),
+    (
+        "device_hours: 23.9",
+        11,
+        "device_hours: the limit is 23.9, but 12 trials take about 24 device-hours: about 11",
+        "",
+    ),
+    ("device_hours: 1.9", 0, "", "device_hours: the limit is 1.9, but the first trial ends after about 2 device-hours"),
+    ("wall_time: 14h", 12, "", ""),
+    ("wall_time: 7h1m", 6, "wall_time: the limit is 7h1m, but 12 trials take about 13 h: about 6 run to their end", ""),
+    ("wall_time: 2h", 0, "", "wall_time: the limit is 2h, but the first trial ends after about 3 h; allow more"),
+    ("wall_time: 30m", 0, "", "wall_time: the limit is 30m"),
+    ("trial_time: 3h", 12, "", ""),
+    ("trial_time: 119m", 0, "", "trial_time: the limit is 119m, but the first trial ends after about 2 h"),
+    ("wall_time: 14h, device_hours: 9", 4, "device_hours: the limit is 9", ""),
+]
+
+
+@pytest.mark.parametrize(("limits", "trials", "warning", "problem"), LIMITS)
+def test_a_limit_allows_so_many_trials(tmp_path: Path, limits: str, trials: int, warning: str, problem: str) -> None:
+    """A trial takes 2 hours, two run at once, the reference takes 1; 2.5 seconds go before each."""
+    plan = plan_of(spec_of(tmp_path, f"limits: {{{limits}}}\nresources: {{concurrency: 2}}\n"), reference=1.0)
+    assert plan.trials_within_limits == trials
+    for found, expected in ((plan.warnings, warning), (plan.problems, problem)):
+        assert len(found) == bool(expected)
+        assert expected in "".join(found)
+
+
+def test_the_hours_are_estimated_for_the_middle_of_the_space(tmp_path: Path) -> None:
+    space = """\
+space:
+  method.zeta: {loguniform: [0.01, 1.0]}
+  method.eta: {uniform: [1.0, 3.0]}
+  method.epochs: {int: [4, 12]}
+  method.batch_size: {choice: [256, 32, 64]}
+  method.start: {choice: [scratch, reference]}
+"""
+    sweep = SWEEP.replace("eta: 1.0, epochs: 6", "top_k: 9").replace(
+        "space:\n  method.zeta: {loguniform: [0.01, 1.0]}\n", space
+    )
+    spec = spec_of(tmp_path, sweep=sweep)
+    method = typical_config(spec).method
+    assert isinstance(method, GmpqConfig)
+    assert (method.zeta, method.eta, method.epochs, method.batch_size, method.start) == (
+        pytest.approx(0.1),
+        2.0,
+        8,
+        64,
+        "scratch",
+    )
+    assert plan_of(spec).space == {
+        "method.zeta": "0.01 to 1, log scale",
+        "method.eta": "1 to 3",
+        "method.epochs": "4 to 12, whole numbers",
+        "method.batch_size": "one of 256, 32, 64",
+        "method.start": "one of scratch, reference",
+    }
+
+
+def recorded(storage: Path, name: str, spec: SweepSpec, hours: list[float], *, text: str | None = None) -> None:
+    """A sweep of finished trials, as its storage has them."""
+    facts = {"network": spec.network.name, "method": spec.method_name}
+    sweep = SweepRecord(name=name, spec_hash=spec.hash, facts=facts, total_trials=len(hours), created_ms=1)
+    store = SweepStore.create(storage, sweep, spec_text=text if text is not None else spec.text)
+    for number, spent in enumerate([*hours, 0.0]):
+        record = TrialRecord(
+            trial_id=f"t{number:04d}",
+            number=number,
+            state="done" if spent else "diverged",
+            settings={},
+            started_ms=1,
+            ended_ms=2,
+            metrics={"device_hours": spent} if spent else {},
+        )
+        folder = store.trial_folder(record.trial_id)
+        folder.mkdir(parents=True)
+        write_json(folder / "trial.json", dataclasses.asdict(record))
+        write_json(folder / "result.json", dataclasses.asdict(record))
+
+
+def test_hours_come_from_finished_trials_alike(tmp_path: Path) -> None:
+    spec, storage = spec_of(tmp_path / "specs"), tmp_path / "storage"
+    assert recorded_hours(storage, spec) is None
+    recorded(storage, "first", spec, [1.0, 2.0, 9.0])
+    assert recorded_hours(storage, spec) == (2.0, "from 3 trials of sweep 'first'")
+    for number, (old, new) in enumerate(
+        [
+            ("image_size: 16", "image_size: 32"),
+            ("name: resnet8", "name: resnet20"),
+            ("method: {name: gmpq, eta: 1.0, epochs: 6}", "method: {name: edmips, epochs: 6}"),
+            ("epochs: 6", "epochs: 7"),
+            ("finetune: {epochs: 4}", "finetune: {epochs: 5}"),
+            ("trials: 12", "trials: 12\nresources: {cpus_per_worker: 2}"),
+            ("finetune: {epochs: 4}\nspace:\n", "space:\n  finetune.epochs: {int: [4, 5]}\n"),
+        ]
+    ):
+        other = spec_of(tmp_path / "specs", sweep=SWEEP.replace(old, new))
+        assert recorded_hours(storage, other) is None
+        recorded(storage, f"other-{number}", other, [100.0])
+        assert recorded_hours(storage, other) == (100.0, f"from 1 trial of sweep 'other-{number}'")
+    # Another space of what does not change the hours, more trials, another name.
+    alike = SWEEP.replace("[0.01, 1.0]", "[0.1, 2.0]").replace("trials: 12", "trials: 40")
+    recorded(storage, "second", spec_of(tmp_path / "specs", sweep=alike), [4.0, 4.0])
+    assert recorded_hours(storage, spec) == (4.0, "from 5 trials of 2 sweeps, the last 'second'")
+
+
+def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
+    spec, storage = spec_of(tmp_path / "specs"), tmp_path / "storage"
+    recorded(storage, "good", spec, [3.0])
+    recorded(storage, "old-grammar", spec, [5.0], text="name: x\nnetwrok: {}\n")
+    recorded(storage, "no-spec", spec, [5.0])
+    (storage / "no-spec" / "spec.yaml").unlink()
+    recorded(storage, "torn", spec, [5.0])
+    (storage / "torn" / "trials" / "t0000" / "result.json").write_text('{"trial_id": "t00')
+    (storage / "references").mkdir()
+    (storage / "damaged").mkdir()
+    (storage / "damaged" / "sweep.json").write_text("[]")
+    assert recorded_hours(storage, spec) == (3.0, "from 1 trial of sweep 'good'")
+
+
+def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path, "constraints: [bops_g <= 0.4]\nlimits: {device_hours: 10}\nresources: {price_per_device_hour: 2.0}\n"
+    )
+    plan = plan_of(spec, reference=1.0)
+    content = json.loads(json.dumps(as_json(plan), allow_nan=False))
+    assert content["reach"]["bops_g"] == {"low": 0.1, "high": 0.5}
+    assert content["device_hours"] == {"low": 25.0, "high": 25.0}
+    assert content["limits"] == {"limits.device_hours": "10"}
+    assert content["constraints"] == ["bops_g <= 0.4"]
+    assert content["trials_within_limits"] == 5
+    # All that there is to say is in both.
+    text = as_text(plan)
+    said = [
+        "12 of gmpq: resnet8 on digits",
+        "0.01 to 1, log scale",
+        "0.1 to 0.5",
+        "bops_g <= 0.4",
+        "about 2 h, measured on one step here",
+        "about 50.00 USD",
+        "warning: limits.device_hours",
+    ]
+    assert [words for words in said if words not in text] == []
+    assert "trained already" in as_text(plan_of(spec))
+
+
+def test_times_are_told_in_two_units() -> None:
+    told = {
+        seconds: duration(seconds / 3600) for seconds in (0.2, 12, 59.7, 90, 3599.7, 3600, 5025, 86400 * 2 + 3600 * 4)
+    }
+    assert list(told.values()) == ["1 s", "12 s", "1 min", "1 min 30 s", "1 h", "1 h", "1 h 24 min", "2 d 4 h"]
+
+
+def test_the_quickstart_is_planned_from_measured_steps() -> None:
+    spec = load_spec(QUICKSTART)
+    config = typical_config(spec)
+    survey, times = api.survey(config), api.time_steps(config, threads=1)
+    plan = make_plan(
+        spec,
+        survey,
+        cpus=2,
+        gpus=0,
+        hours_per_trial=api.trial_hours(config, survey, times, workers=1),
+        reference_hours=api.reference_hours(config, survey, times, workers=1),
+        hours_from="measured on one step here",
+    )
+    assert (plan.concurrency, plan.warnings, plan.problems) == (2, (), ())
+    assert 0 < plan.reference_hours < plan.device_hours.high < 1
+    assert plan.wall_hours.high < plan.device_hours.high
