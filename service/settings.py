@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import zoneinfo
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from service.pareto import check_objectives, parse_constraint
 from trainables.config import STRICT
 from trainables.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cronsim import CronSim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,16 @@ class WarmStartConfig:
     """Settings of the first trials; what a point leaves out is drawn by the sampler."""
     sweeps: tuple[str, ...] = ()
     """Sweeps of the same storage whose results the sampler learns from; their trials are not run again."""
+
+    def __post_init__(self) -> None:
+        for sweep in self.sweeps:
+            check_sweep(sweep)
+
+
+def check_sweep(name: str) -> None:
+    """Raises ConfigError unless this may be the name of a stored sweep, one that was taken with its number."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,70}", name):
+        raise ConfigError(f"warm_start.sweeps: found {name!r}; expected the name of a sweep, as its folder has it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +120,38 @@ class ScheduleConfig:
     """Minute, hour, day of month, month, day of week, as cron has them; empty: on demand."""
     time_zone: str = "UTC"
     """IANA name, such as Europe/Berlin."""
+
+    def __post_init__(self) -> None:
+        try:
+            zone = zoneinfo.ZoneInfo(self.time_zone)
+        except (KeyError, ValueError, OSError):  # ZoneInfo knows no single one: a folder of zones is an OSError
+            raise ConfigError(
+                f"schedule.time_zone is {self.time_zone!r}; give an IANA name such as UTC or Europe/Berlin."
+            ) from None
+        if self.cron and next(_launches(self.cron, datetime.now(zone)), None) is None:
+            raise ConfigError(f"schedule.cron is {self.cron!r}, which never comes; give another day or month.")
+
+
+def next_launches(schedule: ScheduleConfig, after: datetime, count: int) -> list[datetime]:
+    """The next times at which the sweep is due, in its own time zone; none without `cron`. `after` knows its zone."""
+    if not schedule.cron:
+        return []
+    return list(
+        itertools.islice(_launches(schedule.cron, after.astimezone(zoneinfo.ZoneInfo(schedule.time_zone))), count)
+    )
+
+
+def _launches(cron: str, after: datetime) -> CronSim:
+    """Times after this one, without end; ends where there are none for 50 years. Raises ConfigError."""
+    from cronsim import CronSim, CronSimError
+
+    fields = "minute, hour, day of month, month, day of week, such as '30 2 * * mon-fri'"
+    if len(cron.split()) != 5:
+        raise ConfigError(f"schedule.cron is {cron!r}; give five fields: {fields}.")
+    try:
+        return CronSim(cron, after)
+    except (CronSimError, ValueError, AssertionError, TypeError) as error:
+        raise ConfigError(f"schedule.cron is {cron!r}: {str(error).lower()}; the fields are {fields}.") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
+from service.merge import read_sweep, reveal, stored_text
 from service.pareto import Constraint, Objective, check_objectives, parse_constraint
 from service.settings import (
     EarlyStoppingConfig,
@@ -29,9 +26,22 @@ from service.settings import (
     StorageConfig,
     TrackingConfig,
     WarmStartConfig,
+    check_sweep,
 )
-from service.space import Choice, Domain, Int, Scalar, parse_domain
-from service.yaml_source import Path_, Source, read_yaml
+from service.space import Conditional, Domain, Scalar, as_written, example
+from service.validate import build, find_problems
+from service.varied import (
+    VARIABLE,
+    check_batches,
+    check_epochs,
+    check_varied,
+    count_points,
+    fallback,
+    fit_points,
+    read_space,
+    section,
+)
+from service.yaml_source import Path_, Source
 from trainables.config import (
     METHOD_CONFIGS,
     DataConfig,
@@ -42,12 +52,10 @@ from trainables.config import (
     TrialConfig,
 )
 from trainables.data import check_data_name
-from trainables.errors import ConfigError, did_you_mean
+from trainables.errors import ConfigError, SpecError, did_you_mean
 from trainables.models import check_network
 
 T = TypeVar("T")
-VARIABLE = ("method", "finetune")
-"""Sections whose settings a space may vary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,36 +88,100 @@ class SweepSpec:
     storage: StorageConfig
     tracking: TrackingConfig
     text: str
-    """The YAML as written."""
+    """The YAML by which it is kept: as written, or merged with its bases and the command line's settings."""
+    source: Source = field(compare=False, repr=False)
+    """Where everything stands; without the content."""
 
     def trial_config(self, settings: Mapping[str, Any]) -> TrialConfig:
-        """The settings of a trial to which the space gave `settings`. Raises ConfigError where they do not fit."""
-        varied: dict[str, dict[str, Any]] = {section: dict(self.fixed[section]) for section in VARIABLE}
+        """The settings of a trial to which the space gave `settings`. Raises ConfigError where they do not fit.
+
+        An entry of the space that is not active is none of them: it is what its section fixes, or its default.
+        """
+        varied: dict[str, dict[str, Any]] = {place: dict(self.fixed[place]) for place in VARIABLE}
         for name, value in settings.items():
-            section, setting = name.split(".", 1)
-            varied[section][setting] = value
+            place, setting = name.split(".", 1)
+            varied[place][setting] = value
         return TrialConfig(
             network=self.network,
             data=self.data,
             reference=self.reference,
-            method=_build(METHOD_CONFIGS[self.method_name], varied["method"]),
-            finetune=_build(FinetuneConfig, varied["finetune"]),
+            method=build(METHOD_CONFIGS[self.method_name], varied["method"]),
+            finetune=build(FinetuneConfig, varied["finetune"]),
             evaluation=self.evaluation,
             seed=self.seed,
         )
 
     def example_settings(self) -> dict[str, Scalar]:
-        """The first example of every domain of the space."""
-        return {name: domain.examples()[0] for name, domain in self.space.items()}
+        """The first example of every entry of the space that is active with those before it."""
+        return example(self.space, {})
+
+    def place(self, path: Path_) -> str:
+        """Where the value of a path such as ("method", "top_k") or ("space", "method.top_k") stands: file:line:column.
+
+        The nearest thing above it where it is not written.
+        """
+        return str(self.source.place(path))
+
+    def refuse(self, path: Path_, message: str) -> SpecError:
+        """The error that points at the value of a path, for what is found out later."""
+        return SpecError(f"{self.place(path)}: {message}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on, as JSON has it: equal for a default that is written out, or another name."""
+        trial = self.trial_config(self.example_settings())
+        content: dict[str, Any] = dataclasses.asdict(trial)
+        for place in VARIABLE:
+            for key in list(content[place]):
+                domain = self.space.get(f"{place}.{key}")
+                if isinstance(domain, Conditional):
+                    content[place][key] = fallback(getattr(trial, place), place, key, self.fixed, is_varied=True)
+                elif domain:
+                    del content[place][key]
+        content["method"]["name"] = self.method_name
+        content |= {
+            "space": {name: as_written(domain) for name, domain in self.space.items()},
+            # A sampler draws in the order of the space.
+            "space_order": list(self.space),
+            "trials": self.trials,
+            "objectives": [objective.name for objective in self.objectives],
+            "constraints": [f"{c.metric} {c.relation} {c.bound!r}" for c in self.constraints],
+            "resources": {key: getattr(self.resources, key) for key in _COUNTED_RESOURCES},
+        }
+        for name in ("sampler", "warm_start", "early_stopping"):
+            content[name] = dataclasses.asdict(getattr(self, name))
+        identity: dict[str, Any] = json.loads(json.dumps(content))
+        return identity
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what the results depend on: equal for a default that is written out, another name or storage."""
-        parts = (self.trial_config(self.example_settings()), self.sampler, self.resources)
-        # The order of the space counts: a sampler draws in it.
-        space = [(name, type(domain).__name__, dataclasses.asdict(domain)) for name, domain in self.space.items()]
-        content = [self.method_name, self.trials, space, *(dataclasses.asdict(part) for part in parts)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+_COUNTED_RESOURCES = ("workers", "cpus_per_worker", "gpus_per_worker")
+"""How many share a batch, with how many threads, changes sums; how many trials run at once does not."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, a line each: `method.eta: 1.0 -> 2.0`."""
+    before, after = _flat(old, ()), _flat(new, ())
+    lines = []
+    for name in dict.fromkeys((*before, *after)):
+        if name not in before:
+            lines.append(f"{name}: added {after[name]}")
+        elif name not in after:
+            lines.append(f"{name}: removed, was {before[name]}")
+        elif before[name] != after[name]:
+            lines.append(f"{name}: {before[name]} -> {after[name]}")
+    same_entries = sorted(old.get("space_order", ())) == sorted(new.get("space_order", ()))
+    return [line for line in lines if same_entries or not line.startswith("space_order: ")]
+
+
+def _flat(content: Any, path: tuple[str, ...]) -> dict[str, str]:
+    if isinstance(content, Mapping) and not (len(path) == 2 and path[0] == "space"):
+        return {name: text for key, value in content.items() for name, text in _flat(value, (*path, key)).items()}
+    return {".".join(path): json.dumps(content, ensure_ascii=False)}
 
 
 SECTIONS: dict[str, type] = {
@@ -128,34 +200,37 @@ SECTIONS: dict[str, type] = {
 }
 PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(PlainConfig))
 PARSED_KEYS = ("objectives", "constraints")
-TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space")
+ITEMS: dict[Path_, Callable[[str], object]] = {
+    ("objectives",): lambda name: check_objectives((name,)),
+    ("constraints",): parse_constraint,
+    ("warm_start", "sweeps"): check_sweep,
+}
+"""Lists whose items are checked one by one, so that an error points at the item."""
+TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space", "base")
 
 
-def load_spec(path: Path) -> SweepSpec:
-    """Reads and checks a sweep's YAML. Raises SpecError with all that is wrong, a line each."""
-    source = read_yaml(path)
-    content = source.content
-    for key in content:
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Reads and checks a sweep's YAML. Raises SpecError with all that is wrong, a line each.
+
+    Args:
+        path: the file; its bases are found from there.
+        overrides: settings that lie above the file's, such as "method.eta=0.1".
+    """
+    source = read_sweep(path, overrides)
+    for key in source.content:
         if key not in TOP_KEYS:
             source.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}", at_key=True)
-    plain = _read(source, (), PlainConfig, {k: v for k, v in content.items() if k in PLAIN_KEYS})
     sections: dict[str, Any] = {
-        name: _read(source, (name,), kind, _section(source, name)) for name, kind in SECTIONS.items()
+        name: _read(source, (name,), kind, reveal(source, name, section(source, name)))
+        for name, kind in SECTIONS.items()
     }
     _check_names(source, sections)
-    method = dict(_section(source, "method"))
-    method_name = method.pop("name", None)
-    fixed = {"method": method, "finetune": dict(_section(source, "finetune"))}
-    kinds: dict[str, type] = {"finetune": FinetuneConfig}
-    if isinstance(method_name, str) and method_name in METHOD_CONFIGS:
-        kinds = {"method": METHOD_CONFIGS[method_name], **kinds}
-    elif method_name is None:
-        source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
-    else:
-        hint = did_you_mean(str(method_name), METHOD_CONFIGS)
-        source.add(("method", "name"), f"method.name: unknown method {method_name!r}{hint}")
-    space = _read_space(source, kinds, fixed)
-    _check_varied(source, kinds, fixed, space)
+    method_name, kinds, fixed = _read_method(source)
+    space = read_space(source, kinds, fixed)
+    check_varied(source, kinds, fixed, space)
+    plain = _read_plain(source, sections["sampler"], space)
+    if sections["warm_start"] and plain:
+        sections["warm_start"] = fit_points(source, sections["warm_start"], space, plain.trials)
     source.raise_problems()
     assert plain is not None  # or there would have been problems
     spec = SweepSpec(
@@ -163,175 +238,72 @@ def load_spec(path: Path) -> SweepSpec:
         objectives=check_objectives(plain.objectives),
         constraints=tuple(parse_constraint(text) for text in plain.constraints),
         **sections,
-        method_name=str(method_name),
+        method_name=method_name,
         fixed=fixed,
         space=space,
-        text=source.text,
+        text=stored_text(source),
+        source=source.places_only(),
     )
-    _check_batches(source, spec)
+    trial = spec.trial_config(spec.example_settings())
+    check_batches(source, spec.resources.workers, trial, fixed, space)
+    check_epochs(source, spec.early_stopping, trial, fixed, space)
     source.raise_problems()
     return spec
 
 
-def _section(source: Source, name: str) -> dict[str, Any]:
-    value = source.content.get(name, {})
-    if isinstance(value, dict):
-        return value
-    source.refuse((name,), f"{name}: found {value!r}; expected settings below it")
-    return {}
+def _read_method(source: Source) -> tuple[str, dict[str, type], dict[str, dict[str, Any]]]:
+    """The method's name, the classes of what a space may vary (not of an unknown method), and what is fixed."""
+    method = dict(section(source, "method"))
+    name = method.pop("name", None)
+    fixed = {"method": method, "finetune": dict(section(source, "finetune"))}
+    kinds: dict[str, type] = {"finetune": FinetuneConfig}
+    if isinstance(name, str) and name in METHOD_CONFIGS:
+        kinds = {"method": METHOD_CONFIGS[name], **kinds}
+    elif name is None:
+        source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
+    else:
+        hint = did_you_mean(str(name), METHOD_CONFIGS)
+        source.add(("method", "name"), f"method.name: unknown method {name!r}{hint}")
+    return str(name), kinds, fixed
+
+
+def _read_plain(source: Source, sampler: SamplerConfig | None, space: Mapping[str, Domain]) -> PlainConfig | None:
+    """The keys of the top level; the trials of a grid, where they are left out, are its points."""
+    content = {key: value for key, value in source.content.items() if key in PLAIN_KEYS}
+    if sampler and sampler.name == "grid":
+        num_points = count_points(source, space) if len(space) == len(section(source, "space")) else 0
+        trials = content.setdefault("trials", max(num_points, 1))
+        if isinstance(trials, int) and 0 < num_points < trials:
+            source.add(("trials",), f"trials is {trials}, but the grid has {num_points} points; give no more than that")
+    return _read(source, (), PlainConfig, content)
 
 
 def _check_names(source: Source, sections: Mapping[str, Any]) -> None:
-    for section, check in (("network", check_network), ("data", check_data_name)):
-        config = sections[section]
+    for name, check in (("network", check_network), ("data", check_data_name)):
+        config = sections[name]
         if config is not None:
             try:
                 check(config.name)
             except ConfigError as error:
-                source.add((section, "name"), f"{section}.name: {error}")
-
-
-def _read_space(source: Source, kinds: Mapping[str, type], fixed: Mapping[str, Mapping[str, Any]]) -> dict[str, Domain]:
-    """Domains by setting. Of a section that is not in `kinds` (its method is unknown) only the ranges are checked."""
-    entries = _section(source, "space")
-    if not entries:
-        source.add(
-            ("space",),
-            "space: missing or empty; give at least one setting to vary, as method.zeta: {loguniform: [0.01, 1.0]}",
-            at_key=True,
-        )
-    settings = {f"{section}.{f.name}": f for section, kind in kinds.items() for f in dataclasses.fields(kind)}
-    lists = {name for name, setting in settings.items() if str(setting.type).startswith("tuple")}
-    known = sorted(set(settings) - lists)
-    unchecked = tuple(f"{section}." for section in VARIABLE if section not in kinds)
-    space: dict[str, Domain] = {}
-    for name, value in entries.items():
-        path = ("space", name)
-        if name in lists:
-            source.add(
-                path, f"space: {name!r} is a list, which a space cannot vary; fix it in its section", at_key=True
-            )
-            continue
-        if name not in known and not (unchecked and name.startswith(unchecked)):
-            source.add(path, f"space: {name!r} is not a setting{did_you_mean(name, known)}", at_key=True)
-            continue
-        section, setting = name.split(".", 1)
-        if setting in fixed[section]:
-            source.add(path, f"space.{name}: also fixed under '{section}:'; remove one of the two", at_key=True)
-            continue
-        try:
-            space[name] = parse_domain(value)
-        except ConfigError as error:
-            source.add(path, f"space.{name}: {error}")
-    return space
-
-
-def _check_varied(
-    source: Source,
-    kinds: Mapping[str, type],
-    fixed: Mapping[str, Mapping[str, Any]],
-    space: Mapping[str, Domain],
-) -> None:
-    """Builds `method` and `finetune` once for each example of each domain, the others at their first."""
-    unread = {name for name in _section(source, "space") if name not in space}
-    for section, kind in kinds.items():
-        own = {name.split(".", 1)[1]: domain for name, domain in space.items() if name.startswith(f"{section}.")}
-        first = {**fixed[section], **{name: domain.examples()[0] for name, domain in own.items()}}
-        problems = _problems(kind, first, section)
-        for path, message, at_key in problems:
-            dotted = ".".join(str(part) for part in path)
-            if dotted in space:
-                continue
-            if not (message.endswith("missing") and dotted in unread):
-                source.add(path, message, at_key=at_key)
-        for name, domain in own.items():
-            for example in domain.examples():
-                for path, message, _ in _problems(kind, {**first, name: example}, section):
-                    entry = f"{section}.{name}"
-                    if path == (section, name):
-                        source.add(("space", entry), f"space.{message}")
-                    elif not problems:
-                        # All was well with the first examples, so this one does not go with the other settings.
-                        source.add(("space", entry), f"space.{entry}: with {example!r}, {message}")
-
-
-def _check_batches(source: Source, spec: SweepSpec) -> None:
-    workers = spec.resources.workers
-    config = spec.trial_config(spec.example_settings())
-    for section in ("reference", "method", "finetune"):
-        size: int = getattr(config, section).batch_size
-        setting = f"{section}.batch_size"
-        place = ("space", setting) if setting in spec.space else (section, "batch_size")
-        domain = spec.space.get(setting, Choice((size,)))
-        # Both ends of a range may be multiples, but not two neighbours in it.
-        sizes = (domain.low, domain.low + 1) if isinstance(domain, Int) else domain.examples()
-        for images in sizes:
-            if int(images) % workers:
-                message = f"{images} images cannot be shared equally by {workers} workers; give multiples of {workers}"
-                source.add(place, f"{'.'.join(place)}: {message}")
-
-
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
-
-
-def _build(kind: type[T], content: Mapping[str, Any]) -> T:
-    """An instance of a settings class. Through JSON, as there a list may stand for a tuple and nothing else is lax."""
-    try:
-        built: T = _adapter(kind).validate_json(json.dumps(content))
-        return built
-    except ValidationError as error:
-        raise ConfigError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+                source.add((name, "name"), f"{name}.name: {error}")
 
 
 def _read(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:
-    problems = _problems(kind, content, *path)
+    rest = {key: value for key, value in content.items() if not _has_bad_item(source, (*path, key), value)}
+    problems = find_problems(kind, rest, *path)
     for place, message, at_key in problems:
         source.add(place, message, at_key=at_key)
-    return None if problems else _build(kind, content)
+    return None if problems or len(rest) < len(content) else build(kind, content)
 
 
-def _problems(kind: type, content: Mapping[str, Any], *prefix: str | int) -> list[tuple[Path_, str, bool]]:
-    """What is wrong with a section: path, message, and whether the key rather than its value is."""
-    try:
-        _adapter(kind).validate_json(json.dumps(content))
-    except ValidationError as error:
-        return [_explain(kind, problem, prefix) for problem in error.errors(include_url=False)]
-    return []
-
-
-def _explain(kind: type, problem: Any, prefix: Path_) -> tuple[Path_, str, bool]:
-    path = (*prefix, *problem["loc"])
-    dotted = ".".join(str(part) for part in path)
-    names = [f.name for f in dataclasses.fields(kind)]
-    match problem["type"]:
-        case "missing":
-            return path, f"{dotted}: missing", True
-        case "unexpected_keyword_argument":
-            return path, f"{dotted}: unknown key {path[-1]!r}{did_you_mean(str(path[-1]), names)}", True
-        case "value_error":
-            message = str(problem["ctx"]["error"])
-            named = re.match(r"(?:\w+\.)?(\w+)(?= is |: )", message)
-            if named and named[1] in names:
-                return (*prefix, named[1]), message.rstrip("."), False
-            return prefix, message.rstrip("."), False
-        case kind_of_error:
-            expected = _EXPECTED.get(kind_of_error) or _literals(problem) or problem["msg"].lower()
-            return path, f"{dotted}: found {problem['input']!r}; expected {expected}", False
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list in brackets",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-}
-
-
-def _literals(problem: Any) -> str:
-    if problem["type"] != "literal_error":
-        return ""
-    return f"one of {problem['ctx']['expected'].replace(' or ', ', ')}"
+def _has_bad_item(source: Source, path: Path_, items: Any) -> bool:
+    """Whether a list has an item that its own check refuses; adds a problem for each."""
+    check = ITEMS.get(path)
+    num_problems = len(source.problems)
+    for place, item in enumerate(items if check and isinstance(items, list) else ()):
+        if check and isinstance(item, str):
+            try:
+                check(item)
+            except ConfigError as error:
+                source.add((*path, place), str(error).rstrip("."))
+    return len(source.problems) > num_problems

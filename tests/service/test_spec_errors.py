@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from trainables.config import EdmipsConfig, GmpqConfig
 from trainables.errors import SpecError
 
 ROOT = Path(__file__).parents[2]
+BAD = sorted((ROOT / "tests" / "specs_bad").glob("*.yaml"))
 GOOD = """\
 name: good
 network: {name: resnet8}
@@ -23,7 +25,7 @@ method:
   name: gmpq
   eta: 1.0
   weight_bits: [2, 4]
-finetune: {epochs: 8}
+finetune: {batch_size: 128}
 space:
   method.zeta: {loguniform: [1e-2, 1.0]}
   method.capacity: {choice: [12.0, 24.0]}
@@ -31,89 +33,6 @@ space:
 trials: 8
 resources: {workers: 2}
 """
-GOOD = GOOD.replace("finetune: {epochs: 8}\n", "finetune: {batch_size: 128}\n")
-
-CASES = [
-    # what (once in the good spec), replaced by, line:column, message
-    ("name: good", "name: Good Name", "1:7", "name is 'Good Name'"),
-    ("name: good", "name: ../up", "1:7", "name is '../up'"),
-    ("name: good\n", "", "1:1", "name: missing"),
-    ("resnet8", "resnet9", "2:17", "unknown network 'resnet9'; did you mean 'resnet8'?"),
-    ("{name: resnet8}", "resnet8", "2:10", "network: found 'resnet8'; expected settings below it"),
-    ("{name: resnet8}", "{name: resnet8, stem_bits: 99}", "2:37", "stem_bits is 99; give 2 to 16 bits"),
-    ("{name: resnet8}", "{name: resnet8, pinned: {a: 1.5}}", "2:38", "a: found 1.5; expected a whole number"),
-    ("digits", "digit", "3:14", "unknown data set 'digit'; did you mean 'digits'?"),
-    ("image_size: 16", "image_size: '16'", "3:34", "data.image_size: found '16'; expected a whole number"),
-    ("image_size: 16", "image_size: -1", "3:34", "data.image_size is -1; give a positive number"),
-    ("image_size: 16", "augment: flip", "3:1", "data.image_size: missing"),
-    ("image_size: 16", "image_size: 16, augment: mirror", "3:47", "found 'mirror'; expected one of 'none', 'flip'"),
-    ("{epochs: 20}", "{epochs: 20, lr: fast}", "4:29", "reference.lr: found 'fast'; expected a number"),
-    ("{epochs: 20}", "{epochs: true}", "4:21", "reference.epochs: found True; expected a whole number"),
-    ("{epochs: 20}", "{epochs: 20, epochs: 3}", "4:25", "reference.epochs: the key stands twice"),
-    ("{epochs: 20}", "{epochs: 20, batch_size: 63}", "4:37", "63 images cannot be shared equally by 2 workers"),
-    ("name: gmpq", "name: gmqp", "6:9", "unknown method 'gmqp'; did you mean 'gmpq'?"),
-    ("  name: gmpq\n", "", "5:1", "method.name: missing"),
-    ("eta: 1.0", "eta: .nan", "7:8", "found .nan; expected a finite number"),
-    ("eta: 1.0", "eta: 1e999", "7:8", "found 1e999; expected a finite number"),
-    ("eta: 1.0", "eta:", "7:7", "method.eta: has no value"),
-    ("eta: 1.0", "etta: 1.0", "7:3", "method.etta: unknown key 'etta'; did you mean 'eta'?"),
-    ("eta: 1.0", "eta: 1.0\n  zeta: 0.5", "12:3", "zeta: also fixed under 'method:'"),
-    ("[2, 4]", "[1, 4]", "8:16", "'pact' has no 1-bit weights"),
-    ("[2, 4]", "[2, 2]", "8:16", "method.weight_bits is [2, 2]; give different widths"),
-    ("[2, 4]", "[2, x]", "8:20", "found 'x'; expected a whole number"),
-    ("[2, 4]", "4", "8:16", "method.weight_bits: found 4; expected a list in brackets"),
-    ("method.zeta", "method.zetta", "11:3", "'method.zetta' is not a setting; did you mean 'method.zeta'?"),
-    ("loguniform: [1e-2, 1.0]", "loguniform: [0, 1.0]", "11:16", "a log scale needs positive numbers"),
-    ("loguniform: [1e-2, 1.0]", "uniform: [-1, 1.0]", "11:16", "method.zeta is -1.0; give zero or a positive number"),
-    ("loguniform: [1e-2, 1.0]", "uniform: [2, 1]", "11:16", "uniform: low 2 is not below high 1"),
-    ("loguniform: [1e-2, 1.0]", "normal: [0, 1]", "11:16", "unknown kind of range 'normal'"),
-    ("{loguniform: [1e-2, 1.0]}", "0.5", "11:16", "found 0.5; expected one of {choice: [...]}"),
-    ("choice: [12.0, 24.0]", "choice: []", "12:20", "choice: the list is empty"),
-    ("choice: [12.0, 24.0]", "choice: [12.0, 12.0]", "12:20", "12.0 stands twice"),
-    ("choice: [12.0, 24.0]", "choice: [0.0, 24.0]", "12:20", "method.capacity is 0.0; give a positive number"),
-    ("choice: [12.0, 24.0]", "choice: [big]", "12:20", "method.capacity: found 'big'; expected a number"),
-    (
-        "method.capacity: {choice: [12.0, 24.0]}",
-        "method.act_bits: {choice: [2, 3]}",
-        "12:3",
-        "'method.act_bits' is a list, which a space cannot vary; fix it in its section",
-    ),
-    ("int: [1, 3]", "int: [1, 2.5]", "13:20", "expected whole numbers, or use 'uniform'"),
-    ("int: [1, 3]", "int: [0, 3]", "13:20", "finetune.epochs is 0; give a positive number"),
-    ("trials: 8", "trials: 0", "14:9", "trials is 0; give at least 1"),
-    ("trials: 8", "trials: 8\nseed: -3", "15:7", "seed is -3; give zero or a positive number"),
-    ("{epochs: 20}", "{epochs: 20, seed: -3}", "4:31", "reference.seed is -3; give zero or a positive number"),
-    ("trials: 8", "trials: 8\ntags: {x$: y}", "15:7", "tags: the name 'x$' has signs that MLflow refuses"),
-    ("trials: 8", "trails: 8", "14:1", "unknown key 'trails'; did you mean 'trials'?"),
-    ("{workers: 2}", "{workers: 2, launch: process}", "15:33", "launch is 'process', which has one worker, not 2"),
-    ("{workers: 2}", "&a {workers: 2}", "15:12", "anchors and aliases are not used here"),
-    ("{workers: 2}", "!!python/object:os.system {}", "15:12", "the tag"),
-    ("{workers: 2}", "{workers: 2", "16:1", "not YAML"),
-    ("name: good", "name: _x", "1:7", "a letter or digit first"),
-    ("name: good", "name: !!str good", "1:7", "the tag 'tag:yaml.org,2002:str' is not used here"),
-    ("name: good", 'name: "\\ud800"', "1:7", r"found '\ud800', in which \ud800 to \udfff is half of a character"),
-    ("{workers: 2}", "{workers: 2}\nsampler: {seed: -1}", "16:17", "sampler.seed is -1; give 0 to 4294967295"),
-    ("{workers: 2}", "{workers: 2}\ntracking: {experiment: ''}", "16:24", "tracking.experiment is ''; give the name"),
-    ("batch_size: 128", "batch_size: 127", "9:24", "127 images cannot be shared equally by 2 workers"),
-    (
-        "method.capacity: {choice: [12.0, 24.0]}",
-        "method.batch_size: {choice: [64, 63]}",
-        "12:22",
-        "space.method.batch_size: 63 images cannot be shared equally by 2 workers; give multiples of 2",
-    ),
-    (
-        "method.capacity: {choice: [12.0, 24.0]}",
-        "method.batch_size: {int: [64, 128]}",
-        "12:22",
-        "space.method.batch_size: 65 images cannot be shared equally by 2 workers",
-    ),
-    (
-        "[2, 4]\nfinetune: {batch_size: 128}\nspace:",
-        "[1, 4]\nfinetune: {batch_size: 128}\nspace:\n  method.quantizer: {choice: [hwgq, pact]}",
-        "11:21",
-        "space.method.quantizer: with 'pact', method.weight_bits: 'pact' has no 1-bit weights",
-    ),
-]
 
 
 def load(text: str, folder: Path) -> object:
@@ -122,14 +41,21 @@ def load(text: str, folder: Path) -> object:
     return load_spec(path)
 
 
-@pytest.mark.parametrize(("old", "new", "place", "message"), CASES, ids=[f"{c[2]} {c[3][:40]}" for c in CASES])
-def test_a_mistake_is_found_at_its_place(tmp_path: Path, old: str, new: str, place: str, message: str) -> None:
-    assert GOOD.count(old) == 1
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_each_mistake_of_a_bad_spec_is_found_at_its_place_and_nothing_else(path: Path) -> None:
+    """A bad spec begins with lines `# expect 7:8: message`, the place with its file where this is another."""
+    expected = re.findall(r"^# expect (?:(\S+\.yaml):)?(\d+:\d+): (.+)$", path.read_text(), flags=re.MULTILINE)
     with pytest.raises(SpecError) as caught:
-        load(GOOD.replace(old, new), tmp_path)
+        load_spec(path)
     lines = str(caught.value).splitlines()
-    wanted = f"{tmp_path}/s.yaml:{place}: "
-    assert any(line.startswith(wanted) and message in line for line in lines), f"{wanted}{message}\n" + "\n".join(lines)
+    for file, place, message in expected:
+        wanted = f"{path.parent / (file or path.name)}:{place}: "
+        assert any(line.startswith(wanted) and message in line for line in lines), f"{wanted}{message}\n{caught.value}"
+    assert len(lines) == len(expected) > 0, caught.value
+
+
+def test_there_are_many_bad_specs() -> None:
+    assert len(BAD) >= 60
 
 
 def test_all_mistakes_of_a_file_come_at_once_in_its_order(tmp_path: Path) -> None:
@@ -240,24 +166,61 @@ def test_every_sweep_that_is_shipped_loads(path: Path) -> None:
 JUNK = ["", ":", "\n", "  ", "- ", "{", "]", "'", "!!x", "*a", "0x1", "1_0", "null", "é", "\t", "1e9"]
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_mutated_spec_loads_or_is_a_spec_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    text = GOOD
+def mutated(data: st.DataObject, text: str) -> str:
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         length = data.draw(st.integers(0, 12))
         text = text[:start] + data.draw(st.sampled_from(JUNK) | st.text(max_size=3)) + text[start + length :]
-    path = tmp_path_factory.getbasetemp() / "mutated.yaml"
-    path.write_text(text, encoding="utf-8", errors="replace")
+    return text
+
+
+def check_only_spec_errors(path: Path, overrides: list[str]) -> None:
+    """Either the spec loads, and what is kept of it reads as the same; or every line of the error says where."""
+    starts = (f"{path.parent}/", "--set ")
     try:
-        spec = load_spec(path)
+        spec = load_spec(path, overrides)
     except SpecError as error:
         found = str(error).splitlines()
     else:
         found = []
         assert spec.trial_config(spec.example_settings()).seed == spec.seed
-    assert [line for line in found if not line.startswith(f"{path}:")] == []
+        kept = path.with_name("kept.yaml")
+        kept.write_text(spec.text, encoding="utf-8", newline="")
+        assert load_spec(kept) == spec
+    assert [line for line in found if not line.startswith(starts)] == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_mutated_spec_loads_or_is_a_spec_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    path.write_text(mutated(data, GOOD), encoding="utf-8", errors="replace")
+    check_only_spec_errors(path, [])
+
+
+SETTINGS = st.sampled_from(["method.eta", "space.method.zeta", "space", "name", "tracking.uri", "method.name", "x.y.z"])
+OVERRIDES = st.lists(
+    st.text(max_size=20)
+    | st.builds(
+        "{}={}".format, SETTINGS, st.text(max_size=12) | st.sampled_from(["0.1", "{int: [1, 2]}", "1e-5", "a"])
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), OVERRIDES)
+def test_a_mutated_base_and_any_setting_load_or_are_a_spec_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, overrides: list[str]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    below = data.draw(st.sampled_from(["below.yaml", "below.yaml", "below.yaml", "child.yaml", ".", "none.yaml"]))
+    (folder / "below.yaml").write_text(mutated(data, GOOD), encoding="utf-8", errors="replace")
+    (folder / "child.yaml").write_text(
+        f"base: {below}\n"
+        + data.draw(st.sampled_from(["", "method: {eta: 2}\n", "space: {finetune.lr: {fixed: 1}}\n"]))
+    )
+    check_only_spec_errors(folder / "child.yaml", overrides)
 
 
 KEYS = [*TOP_KEYS, "method.zeta", "finetune.epochs", "choice", "int", "uniform", "epochs", "batch_size", "weight_bits"]
@@ -273,13 +236,17 @@ VALUES = st.recursive(
 )
 
 
+CONTENT = st.dictionaries(st.sampled_from(TOP_KEYS), VALUES, min_size=1, max_size=6)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from(TOP_KEYS), VALUES, min_size=1, max_size=6))
+@given(CONTENT, CONTENT)
 def test_any_content_with_a_number_for_a_network_is_a_spec_error(
-    tmp_path_factory: pytest.TempPathFactory, content: dict[str, object]
+    tmp_path_factory: pytest.TempPathFactory, content: dict[str, object], below: dict[str, object]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(json.dumps({**content, "network": 0}), encoding="utf-8")
+    path.write_text(json.dumps({"base": "any-below.yaml", **content, "network": 0}), encoding="utf-8")
+    path.with_name("any-below.yaml").write_text(json.dumps(below), encoding="utf-8")
     with pytest.raises(SpecError) as caught:
         load_spec(path)
-    assert [line for line in str(caught.value).splitlines() if not line.startswith(f"{path}:")] == []
+    assert [line for line in str(caught.value).splitlines() if not line.startswith(f"{path.parent}/")] == []

@@ -1,0 +1,182 @@
+"""The JSON Schema of a sweep's YAML, for editors: made from the settings' classes and the text below their fields.
+
+An editor checks names, types and words as one writes. What needs more, limits above all, is checked by `load_spec`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from functools import cache
+from typing import Any
+
+from service.pareto import METRICS
+from service.settings import PlainConfig
+from service.space import KINDS
+from service.spec import SECTIONS
+from service.validate import adapter
+from service.varied import is_list, settings_of
+from trainables.config import METHOD_CONFIGS, FinetuneConfig
+from trainables.data.places import DATA_SET_NAMES
+from trainables.models import NETWORK_NAMES
+
+PLAIN_WORDS = {
+    "batch_size": "Images per step, over all workers.",
+    "currency": "Currency of the price, such as USD or EUR.",
+    "description": "What the sweep is for.",
+    "epochs": "Passes over the training images.",
+    "experiment": "MLflow's experiment, under which the sweep is listed.",
+    "gpus_per_worker": "GPUs of each worker.",
+    "lr": "Learning rate.",
+    "momentum": "Momentum of the optimiser.",
+    "name": "Which one.",
+    "seed": "Seed of what is drawn at random.",
+    "tags": "Names and values for MLflow, for people to search by.",
+    "trials": "Policies to search; of a grid, all its points where it is left out.",
+    "weight_decay": "Weight decay of the optimiser.",
+    "weight_lr": "Learning rate of the float weights.",
+}
+"""What stands in every training recipe needs no text below it there."""
+WORDS = {
+    ("data", "name"): {"enum": sorted(DATA_SET_NAMES)},
+    ("network", "name"): {"enum": sorted(NETWORK_NAMES)},
+}
+SCALAR = {"type": ["boolean", "number", "string"]}
+VARIED = "Its content is what every trial has; a setting that the space varies stands there instead."
+
+
+def schema() -> dict[str, Any]:
+    """The schema (draft 2020-12) as JSON has it."""
+    properties = _object(PlainConfig, ())["properties"]
+    properties["name"]["description"] = "Name of the sweep and of its folder: a-z, 0-9, '.', '_' and '-'."
+    properties["objectives"]["items"] = {"enum": list(METRICS)}
+    properties |= {name: _object(kind, (name,)) for name, kind in SECTIONS.items()}
+    methods = {f"method-{name}": _method(name, kind) for name, kind in METHOD_CONFIGS.items()}
+    properties["method"] = {
+        "description": f"The search for a policy. {VARIED}",
+        "type": "object",
+        "discriminator": {"propertyName": "name"},
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in methods],
+    }
+    finetune = _object(FinetuneConfig, ("finetune",))
+    properties["finetune"] = finetune | {"description": f"{finetune['description']} {VARIED}"}
+    properties["space"] = _space()
+    properties["base"] = {
+        "type": "string",
+        "description": "A file that this one is based on, relative to it: what is not written here is as it is there.",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Bitfront sweep",
+        "description": "A sweep of searches for mixed-precision policies.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "if": {"not": {"required": ["base"]}},
+        "then": _needed(),
+        "$defs": {**methods, "range": _range(), "value": SCALAR},
+    }
+
+
+def _needed() -> dict[str, Any]:
+    """What a sweep must say that is based on nothing."""
+    needed = {name: [f.name for f in dataclasses.fields(kind) if _is_required(f)] for name, kind in SECTIONS.items()}
+    needed = {name: keys for name, keys in needed.items() if keys} | {"method": ["name"]}
+    return {
+        "required": ["name", *needed, "space"],
+        "properties": {name: {"required": keys} for name, keys in needed.items()},
+        "if": {"not": {"properties": {"sampler": {"properties": {"name": {"const": "grid"}}, "required": ["name"]}},
+                       "required": ["sampler"]}},
+        "then": {"required": ["trials"]},
+    }  # fmt: skip
+
+
+def _is_required(setting: dataclasses.Field[Any]) -> bool:
+    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
+
+
+def _method(name: str, kind: type) -> dict[str, Any]:
+    found = _object(kind, ("method",))
+    found["properties"] = {"name": {"const": name, "description": "The method."}, **found["properties"]}
+    return found
+
+
+def _object(kind: type, path: tuple[str, ...]) -> dict[str, Any]:
+    """A section without `required`: a base, or the space, may give what is missing."""
+    made = adapter(kind).json_schema()
+    texts = descriptions(kind)
+    properties = {
+        key: {name: v for name, v in value.items() if name != "title"}
+        | WORDS.get((*path, key), {})
+        | {"description": texts[key]}
+        for key, value in made["properties"].items()
+    }
+    return {
+        "description": " ".join((inspect.getdoc(kind) or "").split()),
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+@cache
+def descriptions(kind: type) -> dict[str, str]:
+    """What each setting of a class means: the text below the field in the source, nearest class first."""
+    texts: dict[str, str] = {}
+    for owner in reversed(kind.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                match below:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        texts[statement.target.id] = " ".join(text.split())
+    return {f.name: texts.get(f.name) or PLAIN_WORDS[f.name] for f in dataclasses.fields(kind)}
+
+
+def _space() -> dict[str, Any]:
+    found = [settings_of({"method": kind, "finetune": FinetuneConfig}) for kind in METHOD_CONFIGS.values()]
+    names = {name for settings in found for name, setting in settings.items() if not is_list(setting)}
+    return {
+        "description": "What the trials vary: a range for each setting of the method or the finetune.",
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"enum": sorted(names)},
+        "additionalProperties": {"$ref": "#/$defs/range"},
+    }
+
+
+def _range() -> dict[str, Any]:
+    value = {"$ref": "#/$defs/value"}
+
+    def ends(kind: str) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": kind}, "minItems": 2, "maxItems": 2}
+
+    kinds = {
+        "choice": {"type": "array", "items": value, "minItems": 1, "description": "One of these values."},
+        "fixed": {**SCALAR, "description": "This value."},
+        "grid": {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": 1,
+            "description": "One of these numbers.",
+        },
+        "int": {**ends("integer"), "description": "A whole number, both ends included."},
+        "loguniform": {**ends("number"), "description": "A number, even on a log scale."},
+        "uniform": {**ends("number"), "description": "A number, even on a linear scale."},
+    }
+    condition = {
+        "description": "Entries above this one, with a value or several: only where all hold has this entry a value.",
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]},
+    }
+    return {
+        "description": "What a setting may be.",
+        "type": "object",
+        "properties": {**{kind: kinds[kind] for kind in KINDS}, "when": condition},
+        "additionalProperties": False,
+        "oneOf": [{"required": [kind]} for kind in KINDS],
+    }

@@ -1,0 +1,277 @@
+"""What a sweep varies, compared with the settings that it varies and with all that counts points or epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from service.settings import EarlyStoppingConfig, WarmStartConfig
+from service.space import (
+    Choice,
+    Conditional,
+    Domain,
+    Int,
+    Scalar,
+    check_condition,
+    chosen_for,
+    example,
+    fit,
+    is_active,
+    parse_domain,
+    points,
+    range_of,
+    size,
+)
+from service.validate import Problem, find_problems
+from service.yaml_source import Source
+from trainables.config import TrialConfig
+from trainables.errors import ConfigError, did_you_mean
+
+VARIABLE = ("method", "finetune")
+"""Sections whose settings a space may vary."""
+Fixed = Mapping[str, Mapping[str, Any]]
+
+
+def section(source: Source, name: str) -> dict[str, Any]:
+    """The content of a section, empty where it is missing or no section."""
+    value = source.content.get(name, {})
+    if isinstance(value, dict):
+        return value
+    source.refuse((name,), f"{name}: found {value!r}; expected settings below it")
+    return {}
+
+
+def settings_of(kinds: Mapping[str, type]) -> dict[str, dataclasses.Field[Any]]:
+    """Fields by their dotted names."""
+    return {f"{place}.{f.name}": f for place, kind in kinds.items() for f in dataclasses.fields(kind)}
+
+
+def is_list(setting: dataclasses.Field[Any]) -> bool:
+    """Whether it holds several values, which a space cannot vary."""
+    return str(setting.type).startswith("tuple")
+
+
+def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[str, Domain]:
+    """Domains by setting. Of a section that is not in `kinds` (its method is unknown) only the ranges are checked."""
+    entries = section(source, "space")
+    if not entries:
+        source.add(
+            ("space",),
+            "space: missing or empty; give at least one setting to vary, as method.zeta: {loguniform: [0.01, 1.0]}",
+            at_key=True,
+        )
+    settings = settings_of(kinds)
+    unchecked = tuple(f"{place}." for place in VARIABLE if place not in kinds)
+    space: dict[str, Domain] = {}
+    for name, value in entries.items():
+        path = ("space", name)
+        wrong = _wrong_name(name, settings, unchecked)
+        if wrong:
+            source.add(path, wrong, at_key=True)
+            continue
+        try:
+            domain = parse_domain(value)
+        except ConfigError as error:
+            source.add(path, f"space.{name}: {error}")
+            continue
+        if _may_be_varied(source, name, domain, settings.get(name), fixed):
+            conditioned = _with_condition(source, name, domain, space)
+            if conditioned:
+                space[name] = _typed(conditioned, settings.get(name))
+    return space
+
+
+def _wrong_name(name: str, settings: Mapping[str, dataclasses.Field[Any]], unchecked: tuple[str, ...]) -> str:
+    if name in settings and is_list(settings[name]):
+        return f"space: {name!r} is a list, which a space cannot vary; fix it in its section"
+    if name not in settings and not (unchecked and name.startswith(unchecked)):
+        known = [known for known, setting in settings.items() if not is_list(setting)]
+        return f"space: {name!r} is not a setting{did_you_mean(name, known)}"
+    return ""
+
+
+def _may_be_varied(
+    source: Source, name: str, domain: Domain, setting: dataclasses.Field[Any] | None, fixed: Fixed
+) -> bool:
+    place, key = name.split(".", 1)
+    if not isinstance(domain, Conditional):
+        if key in fixed[place]:
+            message = f"space.{name}: also fixed under '{place}:'; remove one of the two"
+            source.add(("space", name), message, at_key=True)
+        return key not in fixed[place]
+    missing = dataclasses.MISSING
+    if key not in fixed[place] and setting and setting.default is missing and setting.default_factory is missing:
+        message = f"space.{name}: has no value where its condition does not hold; give one under '{place}:' as well"
+        source.add(("space", name), message, at_key=True)
+    return True
+
+
+def _typed(domain: Domain, setting: dataclasses.Field[Any] | None) -> Domain:
+    """The domain with 12.0 for the 12 of a choice where the setting is a real number: one value, written in one way."""
+    plain = range_of(domain)
+    if setting is None or setting.type != "float" or not isinstance(plain, Choice):
+        return domain
+    plain = Choice(tuple(float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in plain.values))
+    return Conditional(plain, domain.when) if isinstance(domain, Conditional) else plain
+
+
+def _with_condition(source: Source, name: str, domain: Domain, earlier: Mapping[str, Domain]) -> Domain | None:
+    """The domain, its condition in the words of the entries that it names; None where these cannot be found."""
+    if not isinstance(domain, Conditional):
+        return domain
+    when = []
+    entries = section(source, "space")
+    for parent, values in domain.when:
+        path = ("space", name, "when", parent)
+        if parent in earlier:
+            try:
+                when.append((parent, check_condition(parent, values, earlier)))
+            except ConfigError as error:
+                source.add(path, f"space.{name}: when: {parent}: {error}")
+        elif parent == name:
+            source.add(path, f"space.{name}: when: an entry cannot depend on itself", at_key=True)
+        elif parent not in entries:
+            known = did_you_mean(parent, earlier)
+            source.add(path, f"space.{name}: when: {parent!r} is no entry above this one{known}", at_key=True)
+        elif list(entries).index(parent) > list(entries).index(name):
+            source.add(path, f"space.{name}: when: {parent!r} stands further down; move it above this one", at_key=True)
+    return Conditional(domain.domain, tuple(when)) if len(when) == len(domain.when) else None
+
+
+def check_varied(source: Source, kinds: Mapping[str, type], fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """Builds `method` and `finetune` once for each example of each domain, the others at their first."""
+    entries = section(source, "space")
+    for place, kind in kinds.items():
+        own = {name: domain for name, domain in space.items() if name.startswith(f"{place}.")}
+        problems = find_problems(kind, _content(place, fixed, example(space, {})), place)
+        for path, message, at_key in problems:
+            # What the space gives is compared below; what it was to give and does not has its own message.
+            varied = ".".join(map(str, path)) in (entries if message.endswith("missing") else own)
+            if not varied:
+                source.add(path, message, at_key=at_key)
+        for name, domain in own.items():
+            for value in domain.examples():
+                settings = example(space, {**chosen_for(space, name), name: value}) | {name: value}
+                found = find_problems(kind, _content(place, fixed, settings), place)
+                _check_example(source, found, name, value, is_alone=not problems)
+            if isinstance(domain, Conditional):
+                settings = {key: value for key, value in example(space, {}).items() if key != name}
+                for path, message, at_key in find_problems(kind, _content(place, fixed, settings), place):
+                    if ".".join(map(str, path)) == name and not message.endswith("missing"):
+                        source.add(path, message, at_key=at_key)
+
+
+def _check_example(source: Source, problems: list[Problem], name: str, value: Scalar, *, is_alone: bool) -> None:
+    for path, message, _ in problems:
+        if ".".join(map(str, path)) == name:
+            source.add(("space", name), f"space.{message}")
+        elif is_alone and not message.endswith("missing"):
+            # All was well with the first examples, so this one does not go with the other settings.
+            source.add(("space", name), f"space.{name}: with {value!r}, {message}")
+
+
+def _content(place: str, fixed: Fixed, settings: Mapping[str, Scalar]) -> dict[str, Any]:
+    own = {name.split(".", 1)[1]: value for name, value in settings.items() if name.startswith(f"{place}.")}
+    return {**fixed[place], **own}
+
+
+def count_points(source: Source, space: Mapping[str, Domain]) -> int:
+    """Points of the full grid; 0, and a problem for each continuous range, where there is none."""
+    continuous = [name for name, domain in space.items() if size(domain) == math.inf]
+    for name in continuous:
+        message = "sampler 'grid' tries every value; give choice, grid, int or fixed instead of a range"
+        source.add(("space", name), f"space.{name}: {message}")
+    if continuous:
+        return 0
+    try:
+        return len(points(space))
+    except ConfigError as error:
+        source.add(("space", str(error).split(": ")[0]), f"space.{error}")
+        return 0
+
+
+def fit_points(source: Source, config: WarmStartConfig, space: Mapping[str, Domain], trials: int) -> WarmStartConfig:
+    """The warm start with its points' values as the space has them."""
+    if len(config.points) > trials:
+        message = f"warm_start.points: {len(config.points)} points for trials: {trials}; give more trials"
+        source.add(("warm_start", "points"), message)
+    fitted = []
+    for place, point in enumerate(config.points):
+        where = f"warm_start.points.{place}"
+        path = ("warm_start", "points", place)
+        known: dict[str, Scalar] = {}
+        for name, value in point.items():
+            if name in space:
+                try:
+                    known[name] = fit(space[name], value)
+                except ConfigError as error:
+                    source.add((*path, name), f"{where}.{name}: {error}")
+            elif name not in section(source, "space"):
+                message = f"{where}: {name!r} is not an entry of the space{did_you_mean(name, space)}"
+                source.add((*path, name), message, at_key=True)
+        for name in known:
+            if _is_never_active(space[name], known):
+                source.add((*path, name), f"{where}.{name}: not active with the point's other values; leave it out")
+        fitted.append(known)
+    return dataclasses.replace(config, points=tuple(fitted))
+
+
+def _is_never_active(domain: Domain, known: Mapping[str, Scalar]) -> bool:
+    """Whether a point's own values rule out the condition, whatever the sampler draws for the rest."""
+    return isinstance(domain, Conditional) and not all(
+        parent not in known or is_active(Conditional(domain.domain, ((parent, values),)), known)
+        for parent, values in domain.when
+    )
+
+
+def check_epochs(
+    source: Source, config: EarlyStoppingConfig, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]
+) -> None:
+    """Early stopping needs a rung before the shortest trial's end."""
+    if config.name == "none":
+        return
+    epochs = sum(
+        min(int(value) for _, values in possible(place, "epochs", trial, fixed, space) for value in values)
+        for place in VARIABLE
+    )
+    if config.min_epochs >= epochs:
+        message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
+        source.add(("early_stopping", "min_epochs"), f"early_stopping.min_epochs {message}; give less")
+
+
+def check_batches(source: Source, workers: int, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """Every batch is shared equally by the workers."""
+    for name in ("reference", *VARIABLE):
+        for place, sizes in possible(name, "batch_size", trial, fixed, space):
+            for images in sizes:
+                if int(images) % workers:
+                    message = f"{images} images cannot be shared equally by {workers} workers"
+                    source.add(place, f"{'.'.join(place)}: {message}; give multiples of {workers}")
+
+
+def possible(
+    place: str, key: str, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]
+) -> list[tuple[tuple[str, ...], tuple[Scalar, ...]]]:
+    """Values that stand for all that a setting may have, with the place that says so."""
+    name = f"{place}.{key}"
+    domain = space.get(name)
+    found: list[tuple[tuple[str, ...], tuple[Scalar, ...]]] = []
+    if domain:
+        plain = range_of(domain)
+        # Both ends of a range may be multiples, but not two neighbours in it.
+        values = (plain.low, plain.low + 1) if isinstance(plain, Int) else plain.examples()
+        found.append((("space", name), values))
+    if domain is None or isinstance(domain, Conditional):
+        found.append(((place, key), (fallback(getattr(trial, place), place, key, fixed, is_varied=bool(domain)),)))
+    return found
+
+
+def fallback(config: Any, place: str, key: str, fixed: Fixed, *, is_varied: bool) -> Any:
+    """The value of a setting that no entry of the space is active for."""
+    if not is_varied:
+        return getattr(config, key)
+    setting = next(f for f in dataclasses.fields(config) if f.name == key)
+    value = fixed[place].get(key, setting.default)
+    return float(value) if setting.type == "float" else value

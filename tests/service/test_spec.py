@@ -1,0 +1,154 @@
+"""What a sweep comes to: conditions, grids, warm starts, and what makes two sweeps the same."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from service.settings import ScheduleConfig, next_launches
+from service.space import is_active, points
+from service.spec import SweepSpec, differences, load_spec
+from trainables.errors import ConfigError, SpecError
+
+GOOD = """\
+name: good
+network: {name: resnet8}
+data: {name: digits, image_size: 16}
+reference: {epochs: 20}
+method:
+  name: gmpq
+  eta: 1.0
+finetune: {epochs: 8}
+space:
+  method.start: {choice: [reference, scratch]}
+  method.zeta: {grid: [0.1, 0.2]}
+  method.capacity: {choice: [12, 24], when: {method.start: scratch}}
+  method.eta: {fixed: 2, when: {method.capacity: 24}}
+trials: 8
+"""
+Load = Callable[..., SweepSpec]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def load_text(text: str, *overrides: str) -> SweepSpec:
+        (tmp_path / "s.yaml").write_text(text)
+        return load_spec(tmp_path / "s.yaml", overrides)
+
+    return load_text
+
+
+def test_a_setting_whose_condition_does_not_hold_is_what_its_section_fixes_or_its_default(load: Load) -> None:
+    spec = load(GOOD)
+    assert spec.example_settings() == {"method.start": "reference", "method.zeta": 0.1}
+    method = spec.trial_config(spec.example_settings()).method
+    assert (method.eta, method.capacity) == (1.0, 24.0)
+    settings = {"method.start": "scratch", "method.zeta": 0.2, "method.capacity": 24.0, "method.eta": 2.0}
+    assert settings in points(spec.space)
+    assert spec.trial_config(settings).method.eta == 2.0
+
+
+def test_every_point_of_a_space_with_conditions_is_a_trial(load: Load) -> None:
+    spec = load(GOOD)
+    found = [spec.trial_config(point) for point in points(spec.space)]
+    assert len(found) == len({repr(config) for config in found}) == 6
+    assert all(is_active(spec.space[name], point) for point in points(spec.space) for name in point)
+
+
+def test_a_grid_has_as_many_trials_as_points_unless_it_says_fewer(load: Load) -> None:
+    assert load(GOOD.replace("trials: 8", "sampler: {name: grid}")).trials == 6
+    assert load(GOOD.replace("trials: 8", "sampler: {name: grid}\ntrials: 4")).trials == 4
+    with pytest.raises(SpecError, match=r"s\.yaml:15:9: trials is 7, but the grid has 6 points"):
+        load(GOOD.replace("trials: 8", "sampler: {name: grid}\ntrials: 7"))
+
+
+def test_points_of_a_warm_start_become_values_of_the_space(load: Load) -> None:
+    spec = load(GOOD + "warm_start: {points: [{method.capacity: 12, method.start: scratch}, {}], sweeps: [old-2]}\n")
+    assert spec.warm_start.points == ({"method.capacity": 12.0, "method.start": "scratch"}, {})
+    assert isinstance(spec.warm_start.points[0]["method.capacity"], float)
+
+
+def test_the_identity_is_of_what_results_depend_on(load: Load) -> None:
+    spec = load(GOOD)
+    assert spec.identity == json.loads(json.dumps(spec.identity))
+    same = [
+        ("name: good", "name: other\nowner: ann\ntags: {a: b}\ndescription: x"),
+        ("trials: 8", "trials: 8\nresources: {concurrency: 3, launch: process, price_per_device_hour: 2.0}"),
+        ("trials: 8", "trials: 8\nlimits: {wall_time: 2h}\nschedule: {cron: 0 2 * * *}\nstorage: {path: there}"),
+        ("eta: 1.0", "eta: 1\n  epochs: 25"),
+        ("choice: [12, 24]", "grid: [12.0, 24]"),
+        ("{method.capacity: 24}", "{method.capacity: [24.0]}"),
+    ]
+    for old, new in same:
+        assert load(GOOD.replace(old, new)).hash == spec.hash, new
+    other = [
+        ("eta: 1.0", "eta: 1.5"), ("trials: 8", "trials: 9"), ("trials: 8", "trials: 8\nseed: 1"),
+        ("grid: [0.1, 0.2]", "grid: [0.2, 0.1]"), ("{method.capacity: 24}", "{method.capacity: [12, 24]}"),
+        ("trials: 8", "trials: 8\nobjectives: [top1, ard]"),
+        ("trials: 8", "trials: 8\nconstraints: [top1 >= 50.0000001]"),
+        ("trials: 8", "trials: 8\nconstraints: [top1 >= 50.0000002]"), ("trials: 8", "trials: 8\nsampler: {seed: 1}"),
+        ("trials: 8", "trials: 8\nearly_stopping: {name: successive-halving}"),
+        ("trials: 8", "trials: 8\nwarm_start: {points: [{}]}"),
+        ("trials: 8", "trials: 8\nresources: {cpus_per_worker: 2}"),
+    ]  # fmt: skip
+    assert len({spec.hash, *(load(GOOD.replace(old, new)).hash for old, new in other)}) == 1 + len(other)
+
+
+def test_the_order_of_the_space_counts(load: Load) -> None:
+    lines = GOOD.splitlines(keepends=True)
+    lines[9:11] = lines[10], lines[9]
+    spec, other = load(GOOD), load("".join(lines))
+    assert spec.hash != other.hash
+    assert differences(spec.identity, other.identity) == [
+        'space_order: ["method.start", "method.zeta", "method.capacity", "method.eta"]'
+        ' -> ["method.zeta", "method.start", "method.capacity", "method.eta"]'
+    ]
+
+
+def test_differences_are_told_by_their_settings(load: Load) -> None:
+    old = json.loads(json.dumps(load(GOOD).identity, sort_keys=True))
+    new = load(
+        GOOD.replace("eta: 1.0", "eta: 2.0")
+        .replace("grid: [0.1, 0.2]", "uniform: [0, 1]")
+        .replace("resnet8", "resnet20")
+        + "constraints: [bops_g <= 7]\n",
+        "space.method.top_k={int: [4, 8]}",
+        "network.pinned={a: 4}",
+    ).identity
+    assert sorted(differences(old, new)) == [
+        'constraints: [] -> ["bops_g <= 7.0"]',
+        "method.eta: 1.0 -> 2.0",
+        "method.top_k: removed, was 500",
+        'network.name: "resnet8" -> "resnet20"',
+        "network.pinned.a: added 4",
+        'space.method.top_k: added {"int": [4, 8]}',
+        'space.method.zeta: {"choice": [0.1, 0.2]} -> {"uniform": [0.0, 1.0]}',
+    ]
+    assert differences(old, old) == []
+
+
+def test_launches_follow_the_clock_of_their_time_zone() -> None:
+    schedule = ScheduleConfig(cron="30 2 * * mon-fri", time_zone="Europe/Berlin")
+    found = next_launches(schedule, datetime(2026, 10, 22, 12, tzinfo=UTC), 3)
+    berlin = ZoneInfo("Europe/Berlin")
+    assert found == [datetime(2026, 10, day, 2, 30, tzinfo=berlin) for day in (23, 26, 27)]
+    # Summer time has ended in between.
+    assert [launch.astimezone(UTC).hour for launch in found] == [0, 1, 1]
+    assert next_launches(ScheduleConfig(), datetime(2026, 1, 1, tzinfo=UTC), 3) == []
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 0 30 2 *", "* * * *", "0 0 * * * *", "@daily", "0 25 * * *", "1#2/3 * * * *", "é * * * *"]
+)
+def test_a_schedule_that_is_none_is_refused(cron: str) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.cron is "):
+        ScheduleConfig(cron=cron)
+
+
+@pytest.mark.parametrize("zone", ["", "Mars", "Europe", "../UTC", "/etc/passwd", "a" * 5000, "\0"])
+def test_a_time_zone_that_is_none_is_refused(zone: str) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.time_zone is "):
+        ScheduleConfig(time_zone=zone)
