@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from service.pareto import OBJECTIVES, front, knee
+from service.front import Front
 from service.records import SweepRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -27,40 +25,14 @@ NARROW = 5
 """Columns that a terminal of 80 characters has room for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What a sweep found: its finished trials, and which of them are on the front."""
-
-    done: tuple[TrialRecord, ...]
-    members: tuple[TrialRecord, ...]
-    """On the front, cheapest first."""
-    knee: TrialRecord | None
-    """The member nearest to the ideal point."""
-    unfinished: Mapping[str, int]
-    """Number of trials by state, other than done."""
-
-
-def find_front(trials: Sequence[TrialRecord]) -> Front:
-    """The front of the trials that are done."""
-    done = tuple(trial for trial in trials if trial.state == "done")
-    points = [trial.metrics for trial in done]
-    members = sorted((done[i] for i in front(points)), key=lambda trial: (trial.metrics["bops_g"], trial.number))
-    best = knee(points)
-    states = [trial.state for trial in trials if trial.state != "done"]
-    return Front(
-        done=done,
-        members=tuple(members),
-        knee=None if best is None else done[best],
-        unfinished={state: states.count(state) for state in sorted(set(states))},
-    )
-
-
 def as_json(sweep: SweepRecord, found: Front) -> dict[str, Any]:
     """For programs: the objectives and every member of the front with settings, metrics and policy hash."""
     return {
         "sweep": sweep.name,
-        "objectives": [{"name": o.name, "direction": o.direction} for o in OBJECTIVES],
+        "objectives": [{"name": o.name, "direction": o.direction} for o in found.objectives],
+        "constraints": list(sweep.constraints),
         "trials_done": len(found.done),
+        "infeasible": [trial.trial_id for trial in found.infeasible],
         "unfinished": dict(found.unfinished),
         "knee": found.knee.trial_id if found.knee else None,
         "front": [
@@ -110,12 +82,16 @@ def as_markdown(sweep: SweepRecord, found: Front) -> str:
         return "\n".join([*lines, "No trial is done yet: there is no front."]) + "\n"
     heads, cells = rows(found)
     table = [heads, ["---"] * len(heads), *cells]
-    lines += ["## Pareto front", "", "top-1 up, BOPs down, ARD down; ◆ is the knee.", ""]
+    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
+    bounds = f" Only policies with {' and '.join(sweep.constraints)}." if sweep.constraints else ""
+    lines += ["## Pareto front", "", f"{better}; ◆ is the knee.{bounds}", ""]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)]) + "\n"
 
 
 def _counts(sweep: SweepRecord, found: Front) -> str:
     parts = [f"{len(found.done)} done of {sweep.total_trials}"]
+    if found.infeasible:
+        parts.append(f"{len(found.infeasible)} of them beyond a constraint")
     return ", ".join([*parts, *(f"{count} {state}" for state, count in found.unfinished.items())])
 
 

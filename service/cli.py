@@ -2,92 +2,200 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainables.errors import BitfrontError
+from service.arguments import Commands, address_option, overrides_option, storage_option, sweep_argument
+from service.cli_records import clean, list_, logs, status, stop, sync, ui
 
 if TYPE_CHECKING:
     from service.orchestrate.sweep import SweepOutcome
+    from service.records import SweepStore
+    from service.spec import SweepSpec
 
-USAGE_ERROR, RUN_ERROR = 2, 1
-
-
-class _Commands(click.Group):
-    """Turns our errors into one message on standard error."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BitfrontError as error:
-            click.echo(f"bitfront: {error}", err=True)
-            ctx.exit(USAGE_ERROR if not ctx.obj else RUN_ERROR)
+RUN_ERROR, STOPPED = 1, 130
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bitfront")
 def main() -> None:
     """Sweeps for mixed-precision quantization policies, with a Pareto front to browse."""
 
 
+spec_argument = click.argument("spec_file", type=click.Path(path_type=Path), metavar="SWEEP.YAML")
+
+
 @main.command()
-@click.argument("spec_file", type=click.Path(path_type=Path), metavar="SWEEP.YAML")
+@spec_argument
+@overrides_option
+@address_option
 @click.pass_context
-def run(ctx: click.Context, spec_file: Path) -> None:
-    """Run a sweep on this machine, and print its front.
+def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address: str) -> None:
+    """Run a sweep, here or on a Ray cluster, and print its front.
+
+    A sweep of this name that was begun with the same YAML goes on where it stopped.
 
     Exit status: 0 when at least one trial is done, 1 when none is or the reference could not be made, 2 when nothing
-    was run because the sweep's YAML, its data, its tracking server or this machine's resources do not allow it.
+    was run because the sweep's YAML, its data, its tracking server or the resources do not allow it, 130 when it was
+    interrupted or stopped on request before its end.
     """
     from service.spec import load_spec
 
-    spec = load_spec(spec_file)
-    from service.preflight import check
+    spec = load_spec(spec_file, overrides)
+    _preflight(spec, address)
+    from service.orchestrate.worker import now_ms
+    from service.sweeps import open_sweep
 
-    check(spec)
+    _drive(ctx, open_sweep(spec, now_ms=now_ms()), spec, address)
+
+
+def _preflight(spec: SweepSpec, address: str) -> None:
+    """Everything that can be known to fail. The size of a cluster is checked once it is connected."""
+    from service.preflight import check, needs_survey
+
+    check(spec, cpus=float("inf") if address else None, gpus=float("inf") if address else None)
+    if needs_survey(spec):
+        _survey(spec)
+
+
+def _survey(spec: SweepSpec) -> Any:
+    from service.plan import typical_config
+    from service.preflight import check_survey
+    from trainables import api
+
+    found = api.survey(typical_config(spec))
+    check_survey(spec, found)
+    return found
+
+
+@main.command()
+@sweep_argument
+@storage_option
+@address_option
+@click.pass_context
+def resume(ctx: click.Context, name: str, storage: Path, address: str) -> None:
+    """Go on with a sweep that was stopped, killed or extended.
+
+    Finished trials stay as they are; those that were cut off continue after their last epoch.
+    """
+    from service.sweeps import find_sweep, stored_spec
+
+    store = find_sweep(storage.absolute(), name)
+    spec = stored_spec(store)
+    _preflight(spec, address)
+    _drive(ctx, store, spec, address)
+
+
+@main.command()
+@sweep_argument
+@storage_option
+@address_option
+@click.option("--trials", default="", help="How many more (+20), or how many in all (60).")
+@click.option("--wall-time", default="", help="Another limits.wall_time, over all runs of the sweep, such as 2d.")
+@click.option("--device-hours", type=float, help="Another limits.device_hours, over all trials.")
+@click.pass_context
+def extend(
+    ctx: click.Context,
+    name: str,
+    storage: Path,
+    address: str,
+    trials: str,
+    wall_time: str,
+    device_hours: float | None,
+) -> None:
+    """Give a sweep more trials or larger limits, and go on with it."""
+    from service import sweeps
+
+    if not trials and not wall_time and device_hours is None:
+        raise click.UsageError("Nothing to extend: give --trials, --wall-time or --device-hours.")
+    store = sweeps.find_sweep(storage.absolute(), name)
+    sweeps.extend(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
+    spec = sweeps.stored_spec(store)
+    _preflight(spec, address)
+    _drive(ctx, store, spec, address)
+
+
+@main.command("rerun-failed")
+@sweep_argument
+@storage_option
+@address_option
+@click.pass_context
+def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> None:
+    """Run the failed trials of a sweep again, and what else is left of it."""
+    from service import sweeps
+
+    store = sweeps.find_sweep(storage.absolute(), name)
+    spec = sweeps.stored_spec(store)
+    _preflight(spec, address)
+    failed = sweeps.rerun_failed(store)
+    click.echo(f"Running again: {', '.join(failed) or 'none has failed'}")
+    _drive(ctx, store, spec, address)
+
+
+def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> None:
+    import signal
+
     from rich.console import Console
 
-    from service.orchestrate.sweep import epochs_per_trial, run_sweep
+    from service import driver
+    from service.orchestrate.scheduler import longest_trial
+    from service.orchestrate.sweep import INTERRUPTED, run_sweep
     from service.progress import Progress
+    from service.sweeps import with_extensions
 
     console = Console()
     ctx.find_root().obj = "running"
+    spec = with_extensions(spec, store.folder.parent, store.sweep())
+    # A job that is stopped, or a machine that is shut down, gets the time to note where it was.
+    signal.signal(signal.SIGTERM, lambda *_: driver.request_stop(store.folder))
     outcome = run_sweep(
-        spec,
-        lambda store: Progress(
-            console, sweep=store.folder.name, trials=spec.trials, epochs_per_trial=epochs_per_trial(spec)
-        ),
+        spec, store, lambda store: Progress(console, store, epochs_per_trial=longest_trial(spec)), address=address
     )
-    _print_outcome(outcome, spec.storage.path, spec.tracking.uri, console)
+    _print_outcome(outcome, spec, console)
+    if outcome.end == INTERRUPTED or "on request" in outcome.end:
+        ctx.exit(STOPPED)
     ctx.exit(0 if outcome.found.done else RUN_ERROR)
 
 
-def _print_outcome(outcome: SweepOutcome, storage: str, uri: str, console: Any) -> None:
+def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None:
     from dashboards.front import as_table
+    from service.orchestrate.sweep import FINISHED
     from service.progress import describe
     from service.tracking import without_secrets
 
-    sweep, found = outcome.store.sweep(), outcome.found
+    sweep, found, uri = outcome.store.sweep(), outcome.found, spec.tracking.uri
     for trial in outcome.store.trials():
-        if trial.state != "done":
+        if trial.state not in ("done", "pruned"):
             console.print(describe(trial), highlight=False, soft_wrap=True)
     reference = f", full precision {sweep.reference['top1']:.2f} % top-1" if sweep.reference else ""
     console.print()
     if found.members:
         console.print(as_table(found, f"{sweep.name}: Pareto front of {len(found.done)} policies{reference}"))
     else:
-        console.print(f"{sweep.name}: no trial is done, so there is no front.")
+        console.print(f"{sweep.name}: no trial is done within the constraints, so there is no front.")
     if outcome.mirror_error is not None:
-        console.print(f"The tracking record is behind: {outcome.mirror_error}", highlight=False, soft_wrap=True)
+        line = str(outcome.mirror_error).splitlines()[0]
+        hint = f"when it is back: {_own_command()} sync {sweep.name}{_storage_hint(outcome.store)}"
+        console.print(f"The tracking record is behind ({line}); {hint}", highlight=False, soft_wrap=True)
+    if outcome.end != FINISHED:
+        command = f"{_own_command()} resume {sweep.name}{_storage_hint(outcome.store)}"
+        console.print(f"Ended early: {outcome.end}. Go on with:  {command}", highlight=False, soft_wrap=True)
     console.print(f"Stored in {outcome.store.folder}", highlight=False, soft_wrap=True)
     if uri and not uri.startswith("sqlite:"):
         console.print(f"Recorded in MLflow at {without_secrets(uri)}", highlight=False, soft_wrap=True)
     else:
-        command = f"{_own_command()} ui" + (f" --uri {uri}" if uri else f" --storage {storage}")
+        command = f"{_own_command()} ui" + (f" --uri {uri}" if uri else _storage_hint(outcome.store))
         console.print(f"Open in the MLflow UI:  {command}", highlight=False, soft_wrap=True)
+
+
+def _storage_hint(store: SweepStore) -> str:
+    storage = store.folder.parent
+    here = Path.cwd()
+    return f" --storage {storage.relative_to(here) if storage.is_relative_to(here) else storage}"
 
 
 def _own_command() -> str:
@@ -97,16 +205,115 @@ def _own_command() -> str:
 
 
 @main.command()
-@click.option("--storage", default="bitfront-sweeps", show_default=True, help="The sweeps' storage folder.")
-@click.option("--uri", default="", help="A database other than the storage's own, as in the sweep's tracking.uri.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-def ui(storage: str, uri: str, host: str, port: int) -> None:
-    """Open the MLflow UI on the records in a storage folder, until Ctrl-C."""
-    from service.tracking import serve_ui
+@click.argument("spec_files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SWEEP.YAML...")
+@overrides_option
+@click.pass_context
+def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+    """Check sweeps without running them: YAML, data, machine, storage, tracking, budgets against the network."""
+    from service.arguments import USAGE_ERROR
+    from service.spec import load_spec
+    from trainables.errors import BitfrontError
 
-    click.echo(f"MLflow UI: http://{host}:{port}  (Ctrl-C ends it)")
-    sys.exit(serve_ui(Path(storage), uri, host=host, port=port))
+    broken = False
+    for spec_file in spec_files:
+        try:
+            spec = load_spec(spec_file, overrides)
+            _preflight(spec, "")
+        except BitfrontError as error:
+            broken = True
+            click.echo(str(error), err=True)
+        else:
+            click.echo(f"{spec_file}: fine, {spec.trials} trials of {spec.method_name} on {spec.network.name}")
+    ctx.exit(USAGE_ERROR if broken else 0)
+
+
+@main.command()
+@spec_argument
+@overrides_option
+@address_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address: str, as_json: bool) -> None:
+    """Show what a sweep will take, before it runs: space, reachable costs, hours, money.
+
+    Exit status 2 when a limit leaves nothing to run.
+    """
+    from service import plan as planning
+    from service.arguments import USAGE_ERROR
+    from service.estimate import estimate_hours
+    from service.preflight import check as check_machine
+    from service.spec import load_spec
+
+    spec = load_spec(spec_file, overrides)
+    cpus, gpus = _size(address)
+    check_machine(spec, cpus=cpus, gpus=gpus)
+    found = _survey(spec)
+    hours, reference_hours, known_from = estimate_hours(spec, found)
+    made = planning.make_plan(
+        spec,
+        found,
+        cpus=cpus,
+        gpus=gpus,
+        hours_per_trial=hours,
+        reference_hours=reference_hours,
+        hours_from=known_from,
+    )
+    click.echo(json.dumps(planning.as_json(made), indent=2) if as_json else planning.as_text(made))
+    ctx.exit(USAGE_ERROR if made.problems else 0)
+
+
+def _size(address: str) -> tuple[float, float]:
+    """CPUs and GPUs of this machine, or of the cluster."""
+    if not address:
+        import os
+
+        from trainables import api
+
+        return float(os.cpu_count() or 1), float(api.count_gpus())
+    from service.orchestrate.cluster import size
+
+    return size(address)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a sweep's YAML, for editors."""
+    from service.schema import schema as make_schema
+
+    click.echo(json.dumps(make_schema(), indent=2))
+
+
+@main.command()
+@spec_argument
+@overrides_option
+@click.option("--address", required=True, help="The cluster's dashboard, such as http://head:8265.")
+def submit(spec_file: Path, overrides: tuple[str, ...], address: str) -> None:
+    """Send a sweep to a Ray cluster as a job, and return; `logs`, `stop` and `status` take the same --address.
+
+    The job carries Bitfront's own code; the cluster's machines need its dependencies. storage.path must be a folder
+    that all of them share.
+    """
+    from service.orchestrate.jobs import submit_sweep
+    from service.spec import load_spec
+
+    spec = load_spec(spec_file, overrides)
+    job = submit_sweep(spec, address)
+    click.echo(f"Submitted as {job}. Follow it with:  {_own_command()} logs {spec.name} --address {address} --follow")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what a shell needs to complete commands, options and sweeps' names: eval "$(bitfront completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click knows the three
+    click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
+
+
+for command in (clean, list_, logs, status, stop, sync, ui):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

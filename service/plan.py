@@ -1,26 +1,23 @@
 """What a sweep will take, before it is run: reach, resources, hours, money, and which limits that breaks.
 
-A pure decision on numbers that others measured; only `recorded_hours` reads files.
+A pure decision on numbers that others measured (`service.estimate`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
 from service.pareto import METRICS
-from service.records import SweepStore
 from service.settings import ResourcesConfig, parse_duration
 from service.space import Choice, Conditional, Domain, Float, Int, Range, Scalar, example, range_of
-from service.spec import SweepSpec, load_spec
+from service.spec import SweepSpec
 from trainables.api import Survey
 from trainables.config import TrialConfig
-from trainables.errors import BitfrontError, ConfigError
+from trainables.errors import ConfigError
 
 START_HOURS = {"process": 2.5 / 3600, "train": 15 / 3600}
 """From a trial's turn to its first step: processes, imports, data."""
@@ -254,14 +251,14 @@ def _judge(
     asked = spec.resources
     if not fitting:
         problems.append(
-            f"resources: a trial asks for {_count(asked.workers * asked.cpus_per_worker, 'CPU')} and "
-            f"{_count(asked.workers * asked.gpus_per_worker, 'GPU')}, there are {_count(cpus, 'CPU')} and "
-            f"{_count(gpus, 'GPU')}; ask for fewer."
+            f"resources: a trial asks for {count(asked.workers * asked.cpus_per_worker, 'CPU')} and "
+            f"{count(asked.workers * asked.gpus_per_worker, 'GPU')}, there are {count(cpus, 'CPU')} and "
+            f"{count(gpus, 'GPU')}; ask for fewer."
         )
     elif fitting < min(asked.concurrency, spec.trials):
         warnings.append(
             f"resources.concurrency: {asked.concurrency} trials at once are asked for, "
-            f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} have room for {fitting}."
+            f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} have room for {fitting}."
         )
     for limit in limits:
         hours = _in_device_hours if limit.setting == "limits.device_hours" else duration
@@ -276,52 +273,6 @@ def _judge(
                 f"{hours(limit.needed)}: about {limit.trials} run to their end."
             )
     return warnings, problems
-
-
-def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[float, str] | None:
-    """Median device-hours of finished trials like those of `spec` in the same storage, and which they are.
-
-    Alike are trials of equal network, data, method, epochs and resources of a worker. Folders that cannot be read, or
-    were written by another version, do not count.
-    """
-    hours: list[float] = []
-    sweeps: list[str] = []
-    for path in sorted(storage.glob("*/sweep.json")):
-        found = _hours_in(path.parent, spec)
-        hours += found
-        sweeps += [path.parent.name] if found else []
-    if not hours:
-        return None
-    where = f"sweep {sweeps[0]!r}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps, the last {sweeps[-1]!r}"
-    return statistics.median(hours), f"from {_count(len(hours), 'trial')} of {where}"
-
-
-def _hours_in(folder: Path, spec: SweepSpec) -> list[float]:
-    store = SweepStore(folder)
-    try:
-        facts = store.sweep().facts
-        # Reading a YAML takes far longer than these two words.
-        if (facts.get("network"), facts.get("method")) != (spec.network.name, spec.method_name):
-            return []
-        if _kind(load_spec(folder / "spec.yaml")) != _kind(spec):
-            return []
-        done = [trial.metrics for trial in store.trials() if trial.state == "done"]
-    except (BitfrontError, OSError, ValueError, TypeError):
-        return []
-    return [metrics["device_hours"] for metrics in done if metrics.get("device_hours", 0.0) > 0]
-
-
-def _kind(spec: SweepSpec) -> tuple[object, ...]:
-    """What the length of a trial depends on; of epochs that the space varies, their range."""
-    config, resources = spec.trial_config(spec.example_settings()), spec.resources
-    epochs = {"method.epochs": config.method.epochs, "finetune.epochs": config.finetune.epochs}
-    return (
-        spec.network,
-        dataclasses.replace(spec.data, download=False),
-        spec.method_name,
-        *(spec.space.get(name, number) for name, number in epochs.items()),
-        (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
-    )
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -377,14 +328,14 @@ def as_text(plan: Plan) -> str:
 
 def _cost_lines(plan: Plan) -> list[tuple[str, str]]:
     resources, workers = plan.spec.resources, plan.spec.resources.workers
-    needs = [_count(workers, "worker"), _count(workers * resources.cpus_per_worker, "CPU")]
+    needs = [count(workers, "worker"), count(workers * resources.cpus_per_worker, "CPU")]
     if resources.gpus_per_worker:
-        needs.append(_count(workers * resources.gpus_per_worker, "GPU"))
+        needs.append(count(workers * resources.gpus_per_worker, "GPU"))
     reference = f"about {duration(plan.reference_hours / workers)}" if plan.reference_hours else "trained already"
     lines = [
         ("reference", reference),
         ("a trial", f"{', '.join(needs)}; about {duration(plan.hours_per_trial / workers)}, {plan.hours_from}"),
-        ("at once", _count(plan.concurrency, "trial")),
+        ("at once", count(plan.concurrency, "trial")),
         ("device-hours", "about " + _ends(plan.device_hours, lambda hours: f"{hours:.3g}")),
         ("wall time", "about " + _ends(plan.wall_hours, duration)),
     ]
@@ -416,5 +367,5 @@ def _in_device_hours(hours: float) -> str:
     return f"{hours:.3g} device-hours"
 
 
-def _count(number: float, thing: str) -> str:
+def count(number: float, thing: str) -> str:
     return f"{number:g} {thing}{'' if number == 1 else 's'}"

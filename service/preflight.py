@@ -78,6 +78,12 @@ def _check_storage(storage: Path) -> None:
         raise ConfigError(f"storage.path: {storage} cannot be written: {place} is not a writable folder.")
 
 
+def needs_survey(spec: SweepSpec) -> bool:
+    """Whether `check_survey` has anything to compare: surveying a network takes seconds."""
+    written = "top_k" in spec.fixed["method"] or "method.top_k" in spec.space
+    return bool(spec.constraints) or written or _is_written(spec, spec.evaluation.top_k)
+
+
 def check_survey(spec: SweepSpec, survey: Survey) -> None:
     """Raises SpecError for constraints that no policy keeps and for ranks of more pixels than a map has, all at once.
 

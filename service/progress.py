@@ -14,8 +14,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from dashboards.front import as_table, find_front
-from service.records import TrialRecord
+from dashboards.front import as_table
+from service.front import find_front
+from service.records import SweepStore, TrialRecord
+from service.standing import clock
 
 SHOWN = 6
 """Front points in the table while the sweep runs."""
@@ -24,12 +26,13 @@ SHOWN = 6
 class Progress:
     """Told of trials by the runner; use as a context manager."""
 
-    def __init__(self, console: Console, *, sweep: str, trials: int, epochs_per_trial: int) -> None:
-        self._console, self._sweep = console, sweep
-        self._trials, self._epochs_per_trial = trials, epochs_per_trial
+    def __init__(self, console: Console, store: SweepStore, *, epochs_per_trial: int) -> None:
+        self._console, self._store, self._sweep = console, store, store.sweep()
+        self._trials, self._epochs_per_trial = self._sweep.total_trials, epochs_per_trial
         self._running: dict[str, str] = {}
-        self._epochs: dict[str, int] = {}
-        self._finished: list[TrialRecord] = []
+        self._finished = {record.trial_id: record for record in store.trials() if record.final}
+        self._epochs = dict.fromkeys(self._finished, epochs_per_trial)
+        self._known = sum(self._epochs.values())
         self._began = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -45,7 +48,8 @@ class Progress:
             self._live.stop()
 
     def note(self, line: str) -> None:
-        """Something worth a line of its own."""
+        """Something worth a line of its own, here and in the sweep's log."""
+        self._store.log(line)
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def started(self, trial_id: str) -> None:
@@ -63,30 +67,33 @@ class Progress:
         """A trial has come to its end."""
         self._running.pop(record.trial_id, None)
         self._epochs[record.trial_id] = self._epochs_per_trial
-        self._finished.append(record)
-        if not self._live:
-            self.note(f"{self._counts()} | {describe(record)}")
+        self._finished[record.trial_id] = record
+        line = f"{self._counts()} | {describe(record)}"
+        if self._live:
+            self._store.log(line)
+        else:
+            self.note(line)
         self._draw()
 
     def _counts(self) -> str:
-        states = [record.state for record in self._finished]
+        states = [record.state for record in self._finished.values()]
         counts = [f"{states.count('done')}/{self._trials} done", f"{len(self._running)} running"]
-        counts += [f"{states.count(state)} {state}" for state in ("diverged", "failed") if state in states]
-        return ", ".join([*counts, f"{_clock(self._seconds_left())} left"])
+        counts += [f"{states.count(state)} {state}" for state in ("pruned", "diverged", "failed") if state in states]
+        return ", ".join([*counts, f"{self._time_left()} left"])
 
-    def _seconds_left(self) -> float | None:
+    def _time_left(self) -> str:
         done = sum(self._epochs.values())
-        if not done:
-            return None
+        if done == self._known:
+            return "unknown time"
         remaining = max(0, self._trials * self._epochs_per_trial - done)
-        return (time.monotonic() - self._began) / done * remaining
+        return clock((time.monotonic() - self._began) / (done - self._known) * remaining)
 
     def _draw(self) -> None:
         if not self._live:
             return
-        head = Text(f"{self._sweep}: {self._counts()}", style="bold")
+        head = Text(f"{self._sweep.name}: {self._counts()}", style="bold")
         parts: list[Any] = [head, Text("  ".join(self._running.values()), style="dim")]
-        found = find_front(self._finished)
+        found = find_front(list(self._finished.values()), self._sweep)
         if found.members:
             parts.append(as_table(found, f"front so far ({len(found.members)})", rows_shown=SHOWN))
         self._live.update(Group(*parts), refresh=True)
@@ -101,10 +108,3 @@ def describe(record: TrialRecord) -> str:
         f"{record.trial_id} top-1 {found['top1']:.2f} %, {found['bops_g']:.4g} G BOPs "
         f"(×{found['compression']:.0f} smaller), ARD {found['ard']:.3f}"
     )
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown time"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

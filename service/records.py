@@ -3,11 +3,14 @@
     <storage>/<sweep>/
         spec.yaml                     the sweep as its author wrote it
         sweep.json                    name, hash of the spec, when it began and ended, trials planned
-        trials/<trial>/trial.json     number, settings, when it began
+        study.journal                 the sampler's study (Optuna)
+        trials/<trial>/trial.json     number, settings, attempts, when it began
                        history.jsonl  a line for each finished epoch
+                       checkpoint.pt  where a trial that was cut off goes on
                        policy.json, bits.png; error.txt of a failed trial
                        result.json    written last: a trial with a result is finished, for good
-        front.json, front.md, front.html
+        front.json, front.md, front.html, log.txt
+        driver.lock, stop             who runs the sweep, and that it should end
     <storage>/references/             the full-precision references, shared by the sweeps
     <storage>/mlflow.db, artifacts/   the embedded tracking store, a mirror
 
@@ -16,10 +19,13 @@ Files appear whole or not at all; a finished trial is never written again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,8 +36,14 @@ from trainables.errors import StorageError
 from trainables.policy import PolicyRecord
 from trainables.report import EpochReport
 
-State = Literal["running", "done", "diverged", "failed"]
+State = Literal["pending", "running", "done", "pruned", "diverged", "failed"]
+"""`pending`: suggested, and not running; a trial that was cut off is pending again. `pruned`: stopped early.
+`diverged`: a loss left the finite numbers, a result of the settings. The last four are final."""
+STATES: tuple[State, ...] = ("pending", "running", "done", "pruned", "diverged", "failed")
+Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "timed out", "pre-empted", "error"]
+"""Why a trial failed (or diverged: `nan`)."""
 REFERENCES = "references"
+CHECKPOINT_FILE = "checkpoint.pt"
 R = TypeVar("R")
 
 
@@ -45,13 +57,22 @@ class TrialRecord:
     state: State
     settings: Mapping[str, Any]
     """What the space gave this trial."""
-    started_ms: int
+    started_ms: int = 0
+    """When the first attempt began; 0 before."""
     ended_ms: int = 0
-    """0 while running."""
+    """0 until it is final."""
+    attempts: int = 0
+    """How often it was started."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Empty unless done."""
     policy_hash: str = ""
+    failure: Failure = ""
     error: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state not in ("pending", "running")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +84,21 @@ class SweepRecord:
     facts: Mapping[str, str]
     """What tells this sweep from others: network, data, method, sampler …"""
     total_trials: int
+    """Trials planned; `extend` adds to them."""
     created_ms: int
     ended_ms: int = 0
-    """0 until the sweep has been closed."""
+    """When it was last closed; 0 while it runs, or when its driver was killed."""
+    end: str = ""
+    """Why it was last closed: 'finished', or what stopped it."""
+    running_s: float = 0.0
+    """Time that all its runs have taken, up to the last close."""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """Limits that `extend` has set, instead of the spec's."""
+    objectives: tuple[str, ...] = ("top1", "bops_g", "ard")
+    constraints: tuple[str, ...] = ()
+    workers: int = 1
+    """Devices that a trial holds."""
+    owner: str = ""
     reference: Mapping[str, Any] = field(default_factory=dict)
     """The full-precision reference's record, once it is known."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -82,20 +115,25 @@ class SweepStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._final: dict[str, TrialRecord] = {}
+        """Final trials never change, so they are read once."""
 
     @classmethod
     def create(cls, storage: Path, sweep: SweepRecord, *, spec_text: str) -> SweepStore:
-        """A new folder for the sweep; a name that is taken gets -2, -3 … so that nothing finished is lost."""
+        """A new folder for the sweep, whole or not at all. Raises StorageError where the name is taken."""
+        folder = storage / sweep.name
+        unfinished = storage / f".{sweep.name}.{uuid.uuid4().hex[:8]}"
         try:
-            storage.mkdir(parents=True, exist_ok=True)
-            folder = _new_folder(storage, sweep.name)
-            (folder / "trials").mkdir()
+            (unfinished / "trials").mkdir(parents=True)
+            write_text(unfinished / "spec.yaml", spec_text)
+            cls(unfinished).save_sweep(sweep)
+            unfinished.rename(folder)
         except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if folder.exists():
+                raise StorageError(f"{folder} exists already.") from None
             raise StorageError(f"storage.path: {storage} cannot be written: {error.strerror}.") from None
-        store = cls(folder)
-        write_text(folder / "spec.yaml", spec_text)
-        store.save_sweep(dataclasses.replace(sweep, name=folder.name))
-        return store
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> SweepStore:
@@ -111,7 +149,9 @@ class SweepStore:
 
     def sweep(self) -> SweepRecord:
         """The sweep's own record."""
-        return _read_record(SweepRecord, self.folder / "sweep.json")
+        found = _read_record(SweepRecord, self.folder / "sweep.json")
+        # JSON has no tuples.
+        return dataclasses.replace(found, objectives=tuple(found.objectives), constraints=tuple(found.constraints))
 
     def save_sweep(self, sweep: SweepRecord) -> None:
         """Replaces the sweep's own record."""
@@ -123,27 +163,70 @@ class SweepStore:
             raise StorageError(f"{trial_id!r} is not a trial's name: letters, digits, '_', '-' and '.' only.")
         return self.folder / "trials" / trial_id
 
-    def start_trial(self, trial_id: str, *, number: int, settings: Mapping[str, Any], now_ms: int) -> None:
-        """Notes that a trial began; the history of an attempt that was cut off is dropped."""
-        folder = self.trial_folder(trial_id)
-        if (folder / "result.json").exists():
+    def plan_trial(self, trial_id: str, *, number: int, settings: Mapping[str, Any]) -> TrialRecord:
+        """Notes what a trial will be, before anything is done for it."""
+        planned = TrialRecord(trial_id=trial_id, number=number, state="pending", settings=settings)
+        self._save_trial(planned)
+        return planned
+
+    def start_trial(self, trial_id: str, *, now_ms: int) -> TrialRecord:
+        """Notes that an attempt at a planned trial begins."""
+        planned = self.trial(trial_id)
+        started_ms = planned.started_ms or now_ms
+        begun = dataclasses.replace(
+            planned, state="running", attempts=planned.attempts + 1, started_ms=started_ms, ended_ms=0
+        )
+        self._save_trial(begun)
+        return begun
+
+    def interrupt_trial(self, trial_id: str) -> None:
+        """Notes that a running trial was cut off: it is pending, and goes on from its checkpoint when started again."""
+        begun = self.trial(trial_id)
+        if begun.state == "running":
+            self._save_trial(dataclasses.replace(begun, state="pending"))
+
+    def reopen_trial(self, trial_id: str) -> None:
+        """Makes a failed trial pending again; what its attempt left is kept beside."""
+        folder, record = self.trial_folder(trial_id), self.trial(trial_id)
+        if record.state != "failed":
+            raise StorageError(f"{trial_id} is {record.state}; only a failed trial is run again.")
+        self._save_trial(
+            dataclasses.replace(record, state="pending", ended_ms=0, failure="", error="", metrics={}, policy_hash="")
+        )
+        if (folder / "error.txt").exists():
+            (folder / "error.txt").rename(folder / f"error-{record.attempts}.txt")
+        (folder / "result.json").rename(folder / f"failed-{record.attempts}.json")
+        self._final.pop(trial_id, None)
+
+    def append_epoch(self, trial_id: str, epoch: EpochReport, *, seconds: float, now_ms: int) -> None:
+        """Adds a line to the trial's history, unless an attempt that was cut off has told of this epoch before.
+
+        `seconds` is the time since the last line, or since the attempt began.
+        """
+        if any((line["stage"], line["epoch"]) == (epoch.stage, epoch.epoch) for line in self.history(trial_id)):
             return
+        line = json.dumps({"time_ms": now_ms, "seconds": seconds, **dataclasses.asdict(epoch)}, allow_nan=False)
+        path = self.trial_folder(trial_id) / "history.jsonl"
+        with path.open("ab") as history:
+            # A line that a crash cut off must not run into this one.
+            torn = history.tell() and not path.read_bytes().endswith(b"\n")
+            history.write(f"{chr(10) if torn else ''}{line}\n".encode())
+
+    def finish_trial(self, record: TrialRecord) -> TrialRecord:
+        """Writes the trial's result, unless it has one: the first is kept, and returned."""
+        write_once(self.trial_folder(record.trial_id) / "result.json", dataclasses.asdict(record))
+        if record.state != "failed":
+            self.checkpoint(record.trial_id).unlink(missing_ok=True)
+        return self.trial(record.trial_id)
+
+    def checkpoint(self, trial_id: str) -> Path:
+        """Where the trial goes on from."""
+        return self.trial_folder(trial_id) / CHECKPOINT_FILE
+
+    def _save_trial(self, record: TrialRecord) -> None:
+        folder = self.trial_folder(record.trial_id)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "history.jsonl").unlink(missing_ok=True)
-        begun = TrialRecord(trial_id=trial_id, number=number, state="running", settings=settings, started_ms=now_ms)
-        write_json(folder / "trial.json", dataclasses.asdict(begun))
-
-    def append_epoch(self, trial_id: str, epoch: EpochReport, *, now_ms: int) -> None:
-        """Adds a line to the trial's history."""
-        line = json.dumps({"time_ms": now_ms, **dataclasses.asdict(epoch)}, allow_nan=False)
-        with (self.trial_folder(trial_id) / "history.jsonl").open("a") as history:
-            history.write(line + "\n")
-
-    def finish_trial(self, record: TrialRecord) -> None:
-        """Writes the trial's result, unless it has one: the first is kept."""
-        path = self.trial_folder(record.trial_id) / "result.json"
-        if not path.exists():
-            write_json(path, dataclasses.asdict(record))
+        write_json(folder / "trial.json", dataclasses.asdict(record))
 
     def save_policy(self, trial_id: str, record: PolicyRecord) -> None:
         """Writes the trial's policy file."""
@@ -153,37 +236,43 @@ class SweepStore:
         """Reads the trial's policy file."""
         return PolicyRecord.load(self.trial_folder(trial_id) / "policy.json")
 
+    def trial(self, trial_id: str) -> TrialRecord:
+        """The trial as it stands. Raises StorageError for one that was never planned."""
+        if trial_id in self._final:
+            return self._final[trial_id]
+        folder = self.trial_folder(trial_id)
+        result = folder / "result.json"
+        if not result.exists():
+            return _read_record(TrialRecord, folder / "trial.json")
+        self._final[trial_id] = _read_record(TrialRecord, result)
+        return self._final[trial_id]
+
     def result(self, trial_id: str) -> TrialRecord | None:
-        """The finished trial's record, None while it has none."""
-        path = self.trial_folder(trial_id) / "result.json"
-        return _read_record(TrialRecord, path) if path.exists() else None
+        """The final trial's record, None while it has none."""
+        record = self.trial(trial_id)
+        return record if record.final else None
 
     def trials(self) -> list[TrialRecord]:
-        """All trials that began, by number."""
-        found = []
-        for folder in (self.folder / "trials").iterdir():
-            if (folder / "result.json").exists():
-                found.append(_read_record(TrialRecord, folder / "result.json"))
-            elif (folder / "trial.json").exists():
-                found.append(_read_record(TrialRecord, folder / "trial.json"))
-        return sorted(found, key=lambda record: record.number)
+        """All trials that were planned, by number."""
+        folders = (self.folder / "trials").iterdir()
+        # A folder without a file in it is of a driver that was killed in that moment.
+        names = [f.name for f in folders if f.name in self._final or (f / "trial.json").exists()]
+        return sorted((self.trial(name) for name in names), key=lambda record: record.number)
 
     def history(self, trial_id: str) -> list[dict[str, Any]]:
-        """The trial's epochs: time_ms, stage, epoch, epochs, metrics. A line cut off by a crash does not count."""
+        """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
         path = self.trial_folder(trial_id) / "history.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict)]
 
-
-def _new_folder(storage: Path, name: str) -> Path:
-    for number in range(1, 100_000):
-        folder = storage / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise StorageError(f"{storage} holds too many sweeps named {name!r}; choose another name.")
+    def log(self, line: str) -> None:
+        """Adds a line, with the time, to the sweep's log."""
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,6 +283,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def write_once(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes as `write_json`, unless the file is there: of several writers the first one's is kept."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    write_json(unfinished, content)
+    with contextlib.suppress(FileExistsError):
+        os.link(unfinished, path)
+    unfinished.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

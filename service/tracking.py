@@ -16,11 +16,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.pareto import front
-from service.records import SweepStore, TrialRecord
+from service.front import Front, find_front
+from service.records import SweepRecord, SweepStore, TrialRecord
 from trainables.errors import TrackingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,14 +31,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("bitfront.tracking")
 
 SWEEP_TAG, TRIAL_TAG, STATE_TAG, FRONT_TAG = "bitfront.sweep", "bitfront.trial", "bitfront.state", "bitfront.front"
-EPOCHS_TAG = "bitfront.epochs"
+EPOCHS_TAG, ERROR_TAG, FAILURE_TAG = "bitfront.epochs", "bitfront.error", "bitfront.failure"
 PARENT_TAG, NOTE_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.note.content", "mlflow.runName"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
 PROBE_TIMEOUT_S = 5.0
 METRICS_PER_BATCH = 1000
-STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FINISHED", "failed": "FAILED"}
+STATUS = {
+    "pending": "KILLED",  # it ran before, and waits for the next driver
+    "stale": "KILLED",
+    "running": "RUNNING",
+    "done": "FINISHED",
+    "pruned": "FINISHED",
+    "diverged": "FINISHED",
+    "failed": "FAILED",
+}
 
 
 def resolve_uri(uri: str, storage: Path) -> str:
@@ -107,27 +116,52 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+@dataclass(slots=True)
+class _Child:
+    """What MLflow knows of a trial."""
+
+    run_id: str
+    state: str
+    epochs: int
+    front: str
+
+
 class Tracker:
     """Brings MLflow in line with a sweep's storage. Runs are addressed by id, whatever the environment says."""
 
     def __init__(self, store: SweepStore, *, uri: str, experiment: str) -> None:
         self.store, self.uri, self.experiment = store, uri, experiment
         self._client: MlflowClient | None = None
+        self._parent: Run | None = None
+        self._children: dict[str, _Child] = {}
         self._published: tuple[object, ...] = ()
 
-    def sync(self) -> None:
-        """Writes what the storage has and MLflow has not; doing it again changes nothing."""
+    def sync(self, *, alive: bool = True) -> None:
+        """Writes what the storage has and MLflow has not; doing it again changes nothing.
+
+        `alive`: whether a driver runs the sweep. Without one nothing stays RUNNING.
+        """
+        try:
+            self._sync(alive)
+        except Exception:
+            # What was written before the error is read back by the next sync.
+            self._parent = None
+            raise
+
+    def _sync(self, alive: bool) -> None:
         client = self._client = self._client or _client(self.uri)
-        experiment_id = self._experiment_id(client)
-        parent = self._parent(client, experiment_id)
-        children = {run.data.tags[TRIAL_TAG]: run for run in self._children(client, experiment_id, parent)}
-        trials = self.store.trials()
-        done = [trial for trial in trials if trial.state == "done"]
-        members = {done[i].trial_id for i in front([trial.metrics for trial in done])}
+        if self._parent is None:
+            experiment_id = self._experiment_id(client)
+            self._parent = self._find_parent(client, experiment_id)
+            self._children = self._find_children(client, experiment_id, self._parent)
+            self._published = ()
+        sweep, trials = self.store.sweep(), self.store.trials()
+        found = find_front(trials, sweep)
+        members = {trial.trial_id for trial in found.members}
         for trial in trials:
-            run = children.get(trial.trial_id) or self._new_child(client, experiment_id, parent, trial)
-            self._sync_trial(client, trial, run, member=trial.trial_id in members)
-        self._sync_parent(client, parent, trials, members)
+            if trial.started_ms:
+                self._sync_trial(client, self._parent, trial, member=trial.trial_id in members, alive=alive)
+        self._sync_parent(client, self._parent, sweep, trials, found, alive=alive)
 
     def _experiment_id(self, client: MlflowClient) -> str:
         found = client.get_experiment_by_name(self.experiment)
@@ -138,58 +172,86 @@ class Tracker:
         location = (self.store.folder.parent.resolve() / "artifacts").as_uri() if embedded else None
         return str(client.create_experiment(self.experiment, artifact_location=location, tags=EXPERIMENT_TAGS))
 
-    def _parent(self, client: MlflowClient, experiment_id: str) -> Run:
+    def _find_parent(self, client: MlflowClient, experiment_id: str) -> Run:
         sweep = self.store.sweep()
         found = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep.sweep_id}'", max_results=1)
         if found:
             return found[0]
         tags = {SWEEP_TAG: sweep.sweep_id, "bitfront.spec_hash": sweep.spec_hash, **sweep.tags}
+        if sweep.owner:
+            tags["bitfront.owner"] = sweep.owner
         run = client.create_run(experiment_id, start_time=sweep.created_ms, tags=tags, run_name=sweep.name)
         _log(client, run.info.run_id, params=sweep.facts)
         client.log_artifact(run.info.run_id, str(self.store.folder / "spec.yaml"))
         return run
 
-    def _children(self, client: MlflowClient, experiment_id: str, parent: Run) -> list[Run]:
-        runs: list[Run] = []
+    def _find_children(self, client: MlflowClient, experiment_id: str, parent: Run) -> dict[str, _Child]:
+        found: dict[str, _Child] = {}
         token = None
         while True:
             page = client.search_runs(
                 [experiment_id], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'", max_results=1000, page_token=token
             )
-            runs += page
+            for run in page:
+                tags = run.data.tags
+                epochs, front = int(tags.get(EPOCHS_TAG, "0")), tags.get(FRONT_TAG, "")
+                found[tags[TRIAL_TAG]] = _Child(run.info.run_id, tags.get(STATE_TAG, ""), epochs, front)
             token = page.token
             if not token:
-                return runs
+                return found
 
-    def _new_child(self, client: MlflowClient, experiment_id: str, parent: Run, trial: TrialRecord) -> Run:
+    def _new_child(self, client: MlflowClient, parent: Run, trial: TrialRecord) -> _Child:
         tags = {PARENT_TAG: parent.info.run_id, TRIAL_TAG: trial.trial_id, STATE_TAG: "running", EPOCHS_TAG: "0"}
         name = f"{self.store.folder.name}-{trial.number}"
+        experiment_id = parent.info.experiment_id
         run = client.create_run(experiment_id, start_time=trial.started_ms, tags=tags, run_name=name)
         _log(client, run.info.run_id, params={name: str(value) for name, value in trial.settings.items()})
-        return run
+        return _Child(run.info.run_id, "running", 0, "")
 
-    def _sync_trial(self, client: MlflowClient, trial: TrialRecord, run: Run, *, member: bool) -> None:
-        run_id, tags = run.info.run_id, run.data.tags
-        if tags.get(STATE_TAG) != trial.state or trial.state == "running":
-            self._sync_epochs(client, run_id, trial, logged=int(tags.get(EPOCHS_TAG, "0")))
-        if tags.get(STATE_TAG) != trial.state:
-            self._finish(client, run_id, trial)
-        if trial.state == "done" and tags.get(FRONT_TAG) != str(member).lower():
-            client.set_tag(run_id, FRONT_TAG, str(member).lower())
+    def _sync_trial(self, client: MlflowClient, parent: Run, trial: TrialRecord, *, member: bool, alive: bool) -> None:
+        child = self._children.get(trial.trial_id)
+        if child is None:
+            child = self._children[trial.trial_id] = self._new_child(client, parent, trial)
+        state = "stale" if trial.state == "running" and not alive else trial.state
+        if child.state != state or state == "running":
+            self._sync_epochs(client, child, trial)
+        if child.state != state:
+            self._change_state(client, child, trial, state)
+        front = str(member).lower() if trial.state == "done" else child.front
+        if child.front != front:
+            client.set_tag(child.run_id, FRONT_TAG, front)
+            child.front = front
 
-    def _sync_epochs(self, client: MlflowClient, run_id: str, trial: TrialRecord, *, logged: int) -> None:
+    def _sync_epochs(self, client: MlflowClient, child: _Child, trial: TrialRecord) -> None:
         history = self.store.history(trial.trial_id)
-        if len(history) == logged:
+        if len(history) == child.epochs:
             return
         # A batch that was sent before a crash is sent again with the same times: MLflow keeps such points once.
         points = [
             (f"{line['stage']}/{name}", value, line["time_ms"], step)
             for step, line in enumerate(history)
-            if step >= logged
+            if step >= child.epochs
             for name, value in line["metrics"].items()
         ]
-        _log(client, run_id, metrics=points)
-        client.set_tag(run_id, EPOCHS_TAG, str(len(history)))
+        _log(client, child.run_id, metrics=points)
+        client.set_tag(child.run_id, EPOCHS_TAG, str(len(history)))
+        child.epochs = len(history)
+
+    def _change_state(self, client: MlflowClient, child: _Child, trial: TrialRecord, state: str) -> None:
+        if trial.final:
+            self._finish(client, child.run_id, trial)
+        elif state == "running":
+            for tag in (ERROR_TAG, FAILURE_TAG) if child.state == "failed" else ():
+                client.delete_tag(child.run_id, tag)
+            client.update_run(child.run_id, status="RUNNING")
+        else:
+            last = self.store.history(trial.trial_id)[-1:]
+            client.set_terminated(
+                child.run_id, STATUS[state], end_time=last[0]["time_ms"] if last else trial.started_ms
+            )
+        # Last: a run without its state is brought to it again by the next sync.
+        client.set_tag(child.run_id, STATE_TAG, state)
+        child.state = state
 
     def _finish(self, client: MlflowClient, run_id: str, trial: TrialRecord) -> None:
         _log(client, run_id, metrics=[(name, value, trial.ended_ms, 0) for name, value in trial.metrics.items()])
@@ -197,34 +259,46 @@ class Tracker:
         for name in ("policy.json", "bits.png"):
             if (folder / name).exists():
                 client.log_artifact(run_id, str(folder / name))
-        if trial.policy_hash:
-            client.set_tag(run_id, "bitfront.policy_hash", trial.policy_hash)
-        if trial.error:
-            client.set_tag(run_id, "bitfront.error", trial.error[:5000])
+        tags = {"bitfront.policy_hash": trial.policy_hash, ERROR_TAG: trial.error[:5000], FAILURE_TAG: trial.failure}
+        for tag, value in tags.items():
+            if value:
+                client.set_tag(run_id, tag, value)
         client.set_terminated(run_id, STATUS[trial.state], end_time=trial.ended_ms)
-        # Last: a run without the final state is finished again by the next sync.
-        client.set_tag(run_id, STATE_TAG, trial.state)
 
-    def _sync_parent(self, client: MlflowClient, parent: Run, trials: Sequence[TrialRecord], members: set[str]) -> None:
-        sweep, run_id = self.store.sweep(), parent.info.run_id
-        states = [trial.state for trial in trials]
-        standing = (tuple(states), frozenset(members), sweep.ended_ms)
+    def _sync_parent(
+        self,
+        client: MlflowClient,
+        parent: Run,
+        sweep: SweepRecord,
+        trials: Sequence[TrialRecord],
+        found: Front,
+        *,
+        alive: bool,
+    ) -> None:
+        run_id = parent.info.run_id
+        ended = [trial for trial in trials if trial.final]
+        standing = (len(ended), frozenset(t.trial_id for t in found.members), sweep.ended_ms, sweep.end, alive)
         if standing == self._published:
             return
-        time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in trials)])
-        counts = {f"trials_{state}": states.count(state) for state in ("done", "diverged", "failed")}
-        best = max((trial.metrics["top1"] for trial in trials if trial.state == "done"), default=None)
-        numbers = {**counts, "front_size": len(members)} | ({} if best is None else {"best_top1": best})
-        step = len(states) - states.count("running")
-        _log(client, run_id, metrics=[(name, float(value), time_ms, step) for name, value in numbers.items()])
+        time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in ended)])
+        states = [trial.state for trial in ended]
+        counts = {f"trials_{state}": states.count(state) for state in ("done", "pruned", "diverged", "failed")}
+        best = max((trial.metrics["top1"] for trial in found.done), default=None)
+        numbers = {**counts, "front_size": len(found.members)} | ({} if best is None else {"best_top1": best})
+        _log(client, run_id, metrics=[(name, float(value), time_ms, len(ended)) for name, value in numbers.items()])
         for name in ("front.json", "front.md", "front.html"):
             if (self.store.folder / name).exists():
                 client.log_artifact(run_id, str(self.store.folder / name))
         note = self.store.folder / "front.md"
         if note.exists():
             client.set_tag(run_id, NOTE_TAG, note.read_text()[:7500])
-        if sweep.ended_ms and parent.info.status == "RUNNING":
-            client.set_terminated(run_id, "FINISHED", end_time=sweep.ended_ms)
+        if sweep.ended_ms:
+            status = {"finished": "FINISHED", "error": "FAILED"}.get(sweep.end.split(":")[0], "KILLED")
+            client.set_terminated(run_id, status, end_time=sweep.ended_ms)
+        elif not alive:
+            client.set_terminated(run_id, "KILLED", end_time=time_ms)
+        else:
+            client.update_run(run_id, status="RUNNING")
         self._published = standing
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "StepTimes",
     "Survey",
     "TrialResult",
+    "count_gpus",
     "ensure_reference",
     "reference_hours",
     "run_trial",
@@ -26,6 +27,13 @@ __all__ = [
     "time_steps",
     "trial_hours",
 ]
+
+
+def count_gpus() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:

@@ -1,8 +1,11 @@
-"""Errors that come back from Ray in wrappings of its own."""
+"""Why a trial failed: errors that Ray has wrapped, and the class that decides what is done about them."""
 
 from __future__ import annotations
 
+from service.records import Failure
 from trainables.errors import BitfrontError
+
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -11,3 +14,18 @@ def unwrapped(error: BaseException) -> BaseException:
     while isinstance(nested := getattr(inner, "cause", None) or inner.__cause__, BaseException):
         inner = nested
     return inner if isinstance(inner, BitfrontError) else error
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The class of an error: what the user can mend, what the machine did, and what is left."""
+    from ray import exceptions
+
+    if isinstance(unwrapped(error), BitfrontError):
+        return "user error"
+    text = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, MemoryError | exceptions.OutOfMemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+        return "out of memory"
+    if getattr(error, "preempted", False):
+        return "pre-empted"
+    lost = (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError)
+    return "lost worker" if isinstance(error, lost) else "error"

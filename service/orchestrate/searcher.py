@@ -1,69 +1,266 @@
 """Optuna's samplers behind Ray Tune's searcher: what a study is told is true.
 
-Ray's own searcher tells stopped and failed trials as complete, and leaves trials with NaN running for ever.
+Ray's own searcher tells stopped and failed trials as complete, leaves trials with NaN running for ever, and forgets the
+sampler's state on a restore. Here the sweep's storage says which trials there are; the study is brought in line with
+it. A sampler is made anew for each trial, seeded by (sampler.seed, the trial's number): what it suggests depends on
+these and on the study alone, not on how often the sweep was cut off.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
+import hashlib
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIISampler,
+    PartialFixedSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
-from service.pareto import OBJECTIVES
-from service.settings import SamplerConfig
-from service.space import Domain, suggest
+from service.pareto import METRICS
+from service.records import SweepStore, TrialRecord
+from service.space import Scalar, points, suggest, unit_point
+from service.spec import SweepSpec
+from trainables.errors import StorageError
 
-SAMPLERS = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
+TRIAL_ATTR, ORIGIN_ATTR = "trial", "origin"
+"""User attributes of the study's trials: the sweep's trial, or another sweep's that it was learned from."""
+STATES = {
+    "done": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "diverged": TrialState.FAIL,
+    "failed": TrialState.FAIL,
+}
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
-    """Asks an Optuna study for settings and tells it the objectives. The study's journal stays with the sweep."""
+    """Hands out the trials that were cut off, then asks the study for new ones; tells it what became of each."""
 
-    def __init__(self, space: dict[str, Domain], sampler: SamplerConfig, journal: Path, name: str) -> None:
+    def __init__(self, spec: SweepSpec, store: SweepStore) -> None:
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
-        self._study = optuna.create_study(
-            study_name=name,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            sampler=_sampler(sampler),
-            directions=["maximize" if o.direction == "max" else "minimize" for o in OBJECTIVES],
-        )
-        self._numbers: dict[str, int] = {}
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self._spec, self._store = spec, store
+        self._study = open_study(store)
+        self._running: dict[str, str] = {}
+        """Our trial by Tune's id."""
+        self._untold: dict[str, tuple[int, int]] = {}
+        """Number and key in the study of each trial that the study has not been told of."""
+        self._half_asked: list[FrozenTrial] = []
+        self._learn_from_others()
+        self._catch_up()
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Settings for Tune's trial `trial_id`, with the trial's number in the study."""
-        trial = self._study.ask()
-        self._numbers[trial_id] = trial.number
-        return {"number": trial.number, "settings": suggest(self._space, trial)}
+    @property
+    def remaining(self) -> int:
+        """Trials that this searcher will still hand out."""
+        return len(self._waiting) + self._spec.trials - self._planned
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial for Tune's `trial_id`: our trial's name, number and settings."""
+        if self._waiting:
+            record = self._waiting.popleft()
+        elif self._planned < self._spec.trials:
+            record = self._ask()
+        else:
+            return Searcher.FINISHED
+        self._running[trial_id] = record.trial_id
+        return {"trial_id": record.trial_id, "number": record.number, "settings": dict(record.settings)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the study; a trial without finite objectives has failed."""
-        number = self._numbers.pop(trial_id, None)
-        if number is None:
-            return
-        values = [(result or {}).get(o.name) for o in OBJECTIVES]
-        if error or not all(isinstance(v, float | int) and math.isfinite(v) for v in values):
-            self._study.tell(number, state=TrialState.FAIL)
-        else:
-            self._study.tell(number, values)
+        """Tells the study what the storage says of the trial; of one that was cut off it says nothing yet."""
+        ours = self._running.pop(trial_id, None)
+        record = self._store.result(ours) if ours else None
+        if record is not None:
+            self._tell(record)
 
     def save(self, checkpoint_path: str) -> None:
-        """Which trial of the study each running trial of Tune is; the study itself is in its journal."""
-        Path(checkpoint_path).write_text(json.dumps(self._numbers))
+        """Nothing: the study is in its journal, the trials are in the sweep's storage."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Reads what `save` wrote."""
-        self._numbers = json.loads(Path(checkpoint_path).read_text())
+        """Nothing: a sweep is resumed from its own storage."""
+
+    def _ask(self) -> TrialRecord:
+        number = self._planned
+        sampler = self._sampler(number)
+        self._study.sampler = sampler
+        trial = self._half_asked_trial() or self._study.ask()
+        settings = suggest(self._spec.space, trial)
+        trial_id = trial_id_of(number)
+        trial.set_user_attr(TRIAL_ATTR, trial_id)
+        self._untold[trial_id] = trial.number, trial._trial_id
+        self._planned += 1
+        return self._store.plan_trial(trial_id, number=number, settings=settings)
+
+    def _half_asked_trial(self) -> optuna.Trial | None:
+        """A trial of the study in whose suggestion the driver was killed; its suggestion is finished now."""
+        if not self._half_asked:
+            return None
+        return optuna.Trial(self._study, self._half_asked.pop(0)._trial_id)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        spec, seed = self._spec, derived_seed(self._spec.sampler.seed, number)
+        base = SAMPLERS[spec.sampler.name](seed, spec)
+        fixed: Mapping[str, Scalar] = {}
+        if number < len(spec.warm_start.points):
+            fixed = spec.warm_start.points[number]
+        elif spec.sampler.name == "grid":
+            fixed = points(spec.space)[number]
+        elif spec.sampler.name == "quasi-random":
+            fixed = unit_point(spec.space, sobol_point(len(spec.space), number, seed=spec.sampler.seed))
+        return PartialFixedSampler(dict(fixed), base) if fixed else base
+
+    def _tell(self, record: TrialRecord) -> None:
+        done = record.state == "done"
+        if record.trial_id not in self._untold:
+            # It failed, the study knows that, and it was run again.
+            if done:
+                self._add(record, {TRIAL_ATTR: record.trial_id})
+            return
+        number, key = self._untold.pop(record.trial_id)
+        values = [record.metrics[o.name] for o in self._spec.objectives] if done else None
+        for name, value in self._violations(record).items() if done else ():
+            # `Trial.set_constraint` does this; a Trial of an existing one would be sampled again.
+            self._study._storage.set_trial_system_attr(key, name, value)
+        self._study.tell(number, values, state=STATES[record.state])
+
+    def _violations(self, record: TrialRecord) -> dict[str, float]:
+        """By the names under which Optuna keeps constraints; above zero is violated."""
+        return {f"constraints:{c}": c.violation(record.metrics) for c in self._spec.constraints}
+
+    def _add(self, record: TrialRecord, attributes: dict[str, str]) -> None:
+        """A finished trial with values for the study, if its settings lie in the space."""
+        settings = dict(record.settings)
+        fixed = FixedTrial(settings)
+        try:
+            fits = suggest(self._spec.space, fixed) == settings
+        except ValueError:
+            fits = False
+        if not fits:
+            return
+        added = create_trial(
+            state=TrialState.COMPLETE,
+            params=settings,
+            distributions=fixed.distributions,
+            values=[record.metrics[o.name] for o in self._spec.objectives],
+            user_attrs=attributes,
+            system_attrs=self._violations(record),
+        )
+        self._study.add_trial(added)
+
+    def _learn_from_others(self) -> None:
+        known = {trial.user_attrs.get(ORIGIN_ATTR) for trial in self._study.trials}
+        for name in self._spec.warm_start.sweeps:
+            try:
+                other = SweepStore.open(self._store.folder.parent / name)
+            except StorageError as error:
+                raise StorageError(f"warm_start.sweeps: {name!r}: {error}") from None
+            for record in other.trials():
+                origin = f"{name}/{record.trial_id}"
+                if record.state == "done" and origin not in known:
+                    self._add(record, {ORIGIN_ATTR: origin})
+
+    def _catch_up(self) -> None:
+        """Brings the study in line with the storage after a driver was killed, wherever that was."""
+        untold: dict[str, FrozenTrial] = {}
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if TRIAL_ATTR in trial.user_attrs:
+                untold[trial.user_attrs[TRIAL_ATTR]] = trial
+            else:
+                self._half_asked.append(trial)
+        self._untold = {trial_id: (trial.number, trial._trial_id) for trial_id, trial in untold.items()}
+        records = {record.trial_id: record for record in self._store.trials()}
+        for trial_id, trial in untold.items():
+            if trial_id not in records:
+                number = int(trial_id.removeprefix("t"))
+                records[trial_id] = self._store.plan_trial(trial_id, number=number, settings=trial.params)
+        waiting = []
+        for record in sorted(records.values(), key=lambda record: record.number):
+            if not record.final:
+                self._store.interrupt_trial(record.trial_id)
+                waiting.append(record)
+            elif record.trial_id in self._untold:
+                self._tell(record)
+        self._waiting = deque(waiting)
+        self._planned = len(records)
 
 
-def _sampler(config: SamplerConfig) -> BaseSampler:
-    return SAMPLERS[config.name](seed=config.seed)
+def open_study(store: SweepStore) -> optuna.Study:
+    """The sweep's study, made where there is none yet. For the sweep's driver alone."""
+    journal, sweep = store.folder / "study.journal", store.sweep()
+    # A driver that was killed leaves its lock, and perhaps half a line that nobody could read past.
+    journal.with_name("study.journal.lock").unlink(missing_ok=True)
+    if journal.exists():
+        content = journal.read_bytes()
+        os.truncate(journal, content.rfind(b"\n") + 1)
+    study = optuna.create_study(
+        study_name=sweep.name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        directions=["maximize" if METRICS[name].direction == "max" else "minimize" for name in sweep.objectives],
+        load_if_exists=True,
+    )
+    if study.metric_names is None:
+        study.set_metric_names(list(sweep.objectives))
+    return study
+
+
+def trial_id_of(number: int) -> str:
+    """Name of a trial in storage and records."""
+    return f"t{number:04d}"
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """A seed of 32 bits for trial `number`, as good as independent of those of other trials."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+
+
+def sobol_point(dimensions: int, number: int, *, seed: int) -> list[float]:
+    """Point `number` of a scrambled Sobol sequence in the unit cube."""
+    from scipy.stats import qmc
+
+    sequence = qmc.Sobol(dimensions, scramble=True, rng=seed)
+    if number:
+        sequence.fast_forward(number)
+    with warnings.catch_warnings():
+        # One point at a time is no power of two; the sequence as a whole is the same.
+        warnings.simplefilter("ignore", UserWarning)
+        return [float(x) for x in sequence.random(1)[0]]
+
+
+def _random(seed: int, spec: SweepSpec) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def _tpe(seed: int, spec: SweepSpec) -> BaseSampler:
+    # Trials that run at once should not be sent to the same place.
+    return TPESampler(seed=seed, constant_liar=spec.resources.concurrency > 1)
+
+
+def _nsga2(seed: int, spec: SweepSpec) -> BaseSampler:
+    # Optuna's 50 would make a short sweep one generation of random draws.
+    return NSGAIISampler(seed=seed, population_size=max(4, min(50, spec.trials // 4)))
+
+
+def _gp(seed: int, spec: SweepSpec) -> BaseSampler:
+    return GPSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[int, SweepSpec], BaseSampler]] = {
+    "tpe": _tpe,
+    "nsga2": _nsga2,
+    "gp": _gp,
+    "random": _random,
+    "quasi-random": _random,
+    "grid": _random,
+}

@@ -1,13 +1,18 @@
-"""A sweep from its spec to its front: reference, trials under Ray Tune, records, mirror."""
+"""A sweep from its spec to its front: reference, trials under Ray Tune, records, mirror.
+
+Ray's own snapshots are not used: they lag, and after a restore finished trials run again. A sweep begins, and is
+resumed, from its own storage: trials that were cut off are handed out first, then new ones until all that are planned
+are final.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +22,33 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
-from dashboards.front import Front, as_json, as_markdown, as_page, find_front
+from dashboards.front import as_json, as_markdown, as_page
+from service import driver
+from service.front import Front, find_front
+from service.orchestrate.cluster import connected
 from service.orchestrate.failures import unwrapped
+from service.orchestrate.limits import SweepStopper, end_after
+from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
-from service.orchestrate.worker import TrialJob, make_reference, now_ms, run_trial
+from service.orchestrate.worker import (
+    RealScience,
+    Science,
+    SupersededError,
+    TrialJob,
+    make_reference,
+    now_ms,
+    run_trial,
+    settle_failure,
+)
 from service.progress import Progress
-from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
+from service.records import SweepStore, write_json, write_text
 from service.spec import SweepSpec
+from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import BackgroundMirror, Tracker, resolve_uri
 from trainables.api import ReferenceRecord
 from trainables.config import TrialConfig
-from trainables.errors import ConfigError
 
-TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
+FINISHED, INTERRUPTED = "finished", "interrupted"
 DRIVER_MEMORY = 2**20
 """Bytes that a trial asks for when its workers have the processors. Some resource it must name, and a share of a CPU
 could leave its own workers without a whole one for ever."""
@@ -37,98 +56,83 @@ could leave its own workers without a whole one for ever."""
 
 @dataclass(frozen=True, slots=True)
 class SweepOutcome:
-    """What a finished sweep leaves behind."""
+    """What a sweep leaves behind when its driver ends."""
 
     store: SweepStore
     found: Front
+    end: str
+    """'finished', or why it was stopped."""
     mirror_error: Exception | None
     """Why the tracking record is behind, if it is."""
 
 
-def run_sweep(spec: SweepSpec, progress_for: Callable[[SweepStore], Progress]) -> SweepOutcome:
-    """Runs every trial of `spec` on this machine. What a trial found is in the storage when this returns or raises."""
-    storage = Path(spec.storage.path).absolute()
-    store = SweepStore.create(storage, _record_of(spec), spec_text=spec.text)
-    tracker = Tracker(store, uri=resolve_uri(spec.tracking.uri, storage), experiment=spec.tracking.experiment)
-    mirror = BackgroundMirror(tracker)
-    try:
-        with local_ray(spec), progress_for(store) as progress:
-            _prepare_reference(spec, store, progress)
-            mirror.poke()
-            _run_trials(spec, store, progress, mirror)
-    finally:
-        _end_running(store)
-        store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms()))
-        found = publish(store, page=True)
-        error = mirror.close()
-    return SweepOutcome(store, found, error)
+def run_sweep(
+    spec: SweepSpec,
+    store: SweepStore,
+    progress_for: Callable[[SweepStore], Progress],
+    *,
+    address: str = "",
+    science: Science | None = None,
+) -> SweepOutcome:
+    """Runs what is left of the sweep in `store`, here or on the Ray cluster at `address`.
+
+    What a trial found is in the storage when this returns or raises.
+    """
+    science = science or RealScience()
+    with driver.hold(store.folder):
+        began, end = time.monotonic(), INTERRUPTED
+        store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=0, end=""))
+        storage = store.folder.parent
+        tracker = Tracker(store, uri=resolve_uri(spec.tracking.uri, storage), experiment=spec.tracking.experiment)
+        mirror = BackgroundMirror(tracker)
+        try:
+            with connected(spec, address), progress_for(store) as progress:
+                _prepare_reference(spec, store, progress, science)
+                mirror.poke()
+                end = _run_trials(spec, store, progress, mirror, science)
+        except Exception as error:
+            end = f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            raise
+        finally:
+            _close(store, end, seconds=time.monotonic() - began)
+            found = publish(store, page=True)
+            error_in_mirror = mirror.close()
+        return SweepOutcome(store, found, end, error_in_mirror)
 
 
-def _end_running(store: SweepStore) -> None:
-    """Trials that an interrupt or an error of the sweep cut off are over, and say so."""
+def _close(store: SweepStore, end: str, *, seconds: float) -> None:
+    """The driver is gone now, and says so; trials that it cut off wait for the next."""
     for trial in store.trials():
-        if trial.state == "running":
-            error = "the sweep ended before the trial did"
-            store.finish_trial(dataclasses.replace(trial, state="failed", ended_ms=now_ms(), error=error))
+        store.interrupt_trial(trial.trial_id)
+    sweep = store.sweep()
+    store.save_sweep(dataclasses.replace(sweep, ended_ms=now_ms(), end=end, running_s=sweep.running_s + seconds))
+    store.log(f"closed: {end}")
 
 
-def _record_of(spec: SweepSpec) -> SweepRecord:
-    return SweepRecord(
-        name=spec.name,
-        spec_hash=spec.hash,
-        facts={
-            "network": spec.network.name,
-            "data": spec.data.name,
-            "method": spec.method_name,
-            "sampler": spec.sampler.name,
-            "trials": str(spec.trials),
-            "seed": str(spec.seed),
-        },
-        total_trials=spec.trials,
-        created_ms=now_ms(),
-        tags=spec.tags,
-        description=spec.description,
-    )
-
-
-@contextmanager
-def local_ray(spec: SweepSpec) -> Iterator[None]:
-    """A Ray of our own for the time of a sweep, or the one that this process already uses."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    try:
-        gpus = spec.resources.gpus_per_worker * spec.resources.workers
-        if gpus > ray.cluster_resources().get("GPU", 0):
-            raise ConfigError(f"resources: a trial asks for {gpus:g} GPUs, this machine has fewer; ask for fewer.")
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress) -> None:
+def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
     config = spec.trial_config(spec.example_settings())
     known = ReferenceRecord.find(store.references, config.reference_key) is not None
     progress.note(f"reference: {'found' if known else 'training'} {config.reference_key} …")
-    record = _make_reference(spec, config, store)
+    record = _make_reference(spec, config, store, science)
     progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
     store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
 
 
-def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore) -> ReferenceRecord:
+def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
     resources = spec.resources
     if resources.launch_resolved == "train":
         from service.orchestrate.train import make_reference_on_workers
 
         scratch = store.folder / TRAIN_FOLDER
-        return make_reference_on_workers(config, resources, store=store.references, scratch=scratch)
-    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(make_reference)
+        return make_reference_on_workers(science, config, spec, store=store.references, scratch=scratch)
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=spec.limits.retries
+    )(make_reference)
     threads = resources.cpus_per_worker
     try:
-        found: ReferenceRecord = ray.get(task.remote(config, store=store.references, threads=threads, tell=_silent))
+        found: ReferenceRecord = ray.get(
+            task.remote(science, config, store=store.references, threads=threads, tell=_silent)
+        )
     except ray.exceptions.RayTaskError as error:
         raise unwrapped(error) from None
     return found
@@ -138,30 +142,44 @@ def _silent(numbers: dict[str, Any]) -> None:
     """Nobody listens to a reference's epochs."""
 
 
-def _run_trials(spec: SweepSpec, store: SweepStore, progress: Progress, mirror: BackgroundMirror) -> None:
+def _run_trials(
+    spec: SweepSpec, store: SweepStore, progress: Progress, mirror: BackgroundMirror, science: Science
+) -> str:
     # Of Tune's loggers only the one that it reads itself at the end: each trial's history is in our own storage.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # A failed trial is a line of ours, with its traceback in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    searcher = StudySearcher(dict(spec.space), spec.sampler, store.folder / "study.journal", store.folder.name)
+    shutil.rmtree(store.folder / TUNE_FOLDER, ignore_errors=True)
+    scheduler, stopper = SweepScheduler(spec, store), SweepStopper(spec, store)
+    searcher = StudySearcher(spec, store)
+    if not searcher.remaining:
+        return FINISHED
+    function = tune.with_parameters(_trial, spec=spec, folder=store.folder, science=science)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, spec=spec, folder=store.folder), _resources(spec)),
+        tune.with_resources(function, _resources(spec)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=spec.trials,
+            scheduler=scheduler,
+            num_samples=searcher.remaining,
             max_concurrent_trials=spec.resources.concurrency,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,
             storage_path=str(store.folder),
             callbacks=[_Watcher(store, progress, mirror), JsonLoggerCallback()],
+            failure_config=tune.FailureConfig(max_failures=spec.limits.retries),
+            stop=stopper,
             verbose=0,
         ),
     )
     tuner.fit()
+    if stopper.reason:
+        return stopper.reason
+    records = store.trials()
+    return FINISHED if len(records) >= spec.trials and all(r.final for r in records) else INTERRUPTED
 
 
 def _resources(spec: SweepSpec) -> tune.PlacementGroupFactory:
@@ -173,55 +191,44 @@ def _resources(spec: SweepSpec) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([needs])
 
 
-def _trial_name(trial: Trial) -> str:
-    return trial_id_of(trial.config["number"])
+def _trial_id(trial: Trial) -> str:
+    return str(trial.config["trial_id"])
 
 
-def trial_id_of(number: int) -> str:
-    """Name of a trial in storage and records."""
-    return f"t{number:04d}"
+def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Science) -> None:
+    """What Ray Tune runs for each attempt at a trial; writes down what went wrong.
 
-
-def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path) -> None:
-    """What Ray Tune runs for each trial; writes down what went wrong before passing it on."""
+    Tune sees an error only where a process was lost, and starts the trial again; everything else is a result.
+    """
     store = SweepStore(folder)
-    job = TrialJob(
-        trial_id=trial_id_of(config["number"]),
-        number=config["number"],
-        settings=config["settings"],
-        config=spec.trial_config(config["settings"]),
-        sweep_folder=folder,
-        threads=spec.resources.cpus_per_worker,
-    )
-    finished = store.result(job.trial_id)
-    if finished is not None:
-        # Ray runs finished trials again after some restarts; their result stands.
-        tune.report({"state": finished.state, **finished.metrics})
+    known = store.result(config["trial_id"])
+    if known is not None:
+        tune.report({"state": known.state, **known.metrics})
         return
-    store.start_trial(job.trial_id, number=job.number, settings=job.settings, now_ms=now_ms())
-    begun = now_ms()
+    begun = store.start_trial(config["trial_id"], now_ms=now_ms())
+    timer = end_after(store, begun, spec.limits.trial_time)
     try:
+        job = TrialJob(
+            begun=begun,
+            config=spec.trial_config(begun.settings),
+            sweep_folder=folder,
+            threads=spec.resources.cpus_per_worker,
+            science=science,
+        )
         if spec.resources.launch_resolved == "process":
             run_trial(job, rank=0, tell=tune.report)
         else:
             from service.orchestrate.train import run_trial_on_workers
 
-            record = run_trial_on_workers(job, spec.resources, scratch=folder / TRAIN_FOLDER)
+            record = run_trial_on_workers(job, spec, scratch=folder / TRAIN_FOLDER)
             tune.report({"state": record.state, **record.metrics})
+    except SupersededError:
+        return
     except Exception as error:
-        write_text(store.trial_folder(job.trial_id) / "error.txt", traceback.format_exc())
-        store.finish_trial(
-            TrialRecord(
-                trial_id=job.trial_id,
-                number=job.number,
-                state="failed",
-                settings=job.settings,
-                started_ms=begun,
-                ended_ms=now_ms(),
-                error=f"{type(error).__name__}: {error}",
-            )
-        )
-        raise
+        record = settle_failure(store, begun, error)
+        tune.report({"state": record.state})
+    finally:
+        timer.cancel()
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
@@ -235,13 +242,17 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.progress.started(_trial_name(trial))
+        self.progress.started(_trial_id(trial))
+        self.mirror.poke()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.progress.note(f"{_trial_id(trial)}: its process was lost; it goes on from its last epoch")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if "stage" in result:
-            self.progress.epoch(_trial_name(trial), result)
+            self.progress.epoch(_trial_id(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._ended(trial)
@@ -250,35 +261,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
         self._ended(trial)
 
     def _ended(self, trial: Trial) -> None:
-        record = self.store.result(_trial_name(trial))
-        if record is None:
-            # Its process died without a word.
-            record = TrialRecord(
-                trial_id=_trial_name(trial),
-                number=trial.config["number"],
-                state="failed",
-                settings=trial.config["settings"],
-                started_ms=int((trial.start_time or 0) * 1000),
-                ended_ms=now_ms(),
-                error="the trial's process was lost",
-            )
-            self.store.finish_trial(record)
-        self.progress.finished(record)
-        publish(self.store, page=False)
-        self.mirror.poke()
+        record = self.store.result(_trial_id(trial))
+        if record is not None:
+            self.progress.finished(record)
+            publish(self.store, page=False)
+            self.mirror.poke()
 
 
 def publish(store: SweepStore, *, page: bool) -> Front:
     """Writes the front of the finished trials into the sweep's folder; the page is large and written at the end."""
-    sweep, found = store.sweep(), find_front(store.trials())
+    sweep = store.sweep()
+    found = find_front(store.trials(), sweep)
     write_json(store.folder / "front.json", as_json(sweep, found))
     write_text(store.folder / "front.md", as_markdown(sweep, found))
     if page:
         write_text(store.folder / "front.html", as_page(sweep, found))
     return found
-
-
-def epochs_per_trial(spec: SweepSpec) -> int:
-    """Epochs of search and finetune, at example settings."""
-    config = spec.trial_config(spec.example_settings())
-    return config.method.epochs + config.finetune.epochs

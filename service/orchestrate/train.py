@@ -3,46 +3,81 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.orchestrate.failures import unwrapped
-from service.orchestrate.worker import Tell, TrialJob, make_reference, run_trial
-from service.records import TrialRecord
-from service.settings import ResourcesConfig
+from service.orchestrate.failures import failure_of, unwrapped
+from service.orchestrate.worker import (
+    Science,
+    SupersededError,
+    Tell,
+    TrialJob,
+    make_reference,
+    run_trial,
+    settle_failure,
+)
+from service.records import SweepStore, TrialRecord, write_text
+from service.spec import SweepSpec
 from trainables.api import ReferenceRecord
 from trainables.config import TrialConfig
+from trainables.errors import BitfrontError, ConfigError
 
 # A nested trainer waits for its controller's checks; Ray's own two seconds make short trials long.
 HEALTH_CHECK_INTERVAL_S = "0.2"
 
 
-def run_trial_on_workers(job: TrialJob, resources: ResourcesConfig, *, scratch: Path) -> TrialRecord:
-    """Runs the trial inside of a Tune trial; rank 0's epochs reach Tune. Its result is read from the storage."""
+def run_trial_on_workers(job: TrialJob, spec: SweepSpec, *, scratch: Path) -> TrialRecord:
+    """Runs the trial inside of a Tune trial; rank 0's epochs reach Tune. Its result is read from the storage.
+
+    Ray Train starts the workers again when one was lost, and cannot tell that from any other error: what another
+    attempt would not mend is a result before it hears of it, and the next attempt finds it.
+    """
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from service.records import SweepStore
+    store, trial_id = SweepStore(job.sweep_folder), job.begun.trial_id
 
     def work(tell: Tell, rank: int) -> None:
-        run_trial(job, rank=rank, tell=tell)
+        if store.result(trial_id) is not None:
+            return
+        try:
+            run_trial(job, rank=rank, tell=tell)
+        except SupersededError:
+            return
+        except Exception as error:
+            if failure_of(error) in ("user error", "out of memory"):
+                settle_failure(store, job.begun, error)
+            raise
 
-    _fit(work, resources, name=job.trial_id, scratch=scratch, callbacks=[TuneReportCallback()])
-    record = SweepStore(job.sweep_folder).result(job.trial_id)
+    _fit(work, spec, name=f"{trial_id}-{job.begun.attempts}", scratch=scratch, callbacks=[TuneReportCallback()])
+    record = store.result(trial_id)
     if record is None:
         raise RuntimeError("the workers ended without a result")
     return record
 
 
 def make_reference_on_workers(
-    config: TrialConfig, resources: ResourcesConfig, *, store: Path, scratch: Path
+    science: Science, config: TrialConfig, spec: SweepSpec, *, store: Path, scratch: Path
 ) -> ReferenceRecord:
     """Trains the reference on as many workers as a trial has."""
 
-    def work(tell: Tell, rank: int) -> None:
-        make_reference(config, store=store, threads=resources.cpus_per_worker, tell=tell)
+    name = f"{config.reference_key}-{uuid.uuid4().hex[:8]}"
+    refused = scratch / f"{name}.txt"
 
-    _fit(work, resources, name=config.reference_key, scratch=scratch, callbacks=[])
+    def work(tell: Tell, rank: int) -> None:
+        if refused.exists():
+            return
+        try:
+            make_reference(science, config, store=store, threads=spec.resources.cpus_per_worker, tell=tell)
+        except BitfrontError as error:
+            # Another attempt would not mend it: the next one ends at once.
+            write_text(refused, str(error))
+            raise
+
+    _fit(work, spec, name=name, scratch=scratch, callbacks=[])
+    if refused.exists():
+        raise ConfigError(refused.read_text())
     record = ReferenceRecord.find(store, config.reference_key)
     if record is None:
         raise RuntimeError("the workers ended without a reference")
@@ -51,7 +86,7 @@ def make_reference_on_workers(
 
 def _fit(
     work: Callable[[Tell, int], None],
-    resources: ResourcesConfig,
+    spec: SweepSpec,
     *,
     name: str,
     scratch: Path,
@@ -65,6 +100,7 @@ def _fit(
     def loop() -> None:
         work(train.report, train.get_context().get_world_rank())
 
+    resources = spec.resources
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
@@ -73,7 +109,12 @@ def _fit(
         scaling_config=train.ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
         ),
-        run_config=train.RunConfig(name=name, storage_path=str(scratch), callbacks=callbacks),
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            callbacks=callbacks,
+            failure_config=train.FailureConfig(max_failures=spec.limits.retries),
+        ),
     )
     try:
         trainer.fit()

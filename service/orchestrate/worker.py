@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from service.orchestrate.failures import failure_of
 from service.records import SweepStore, TrialRecord
 from trainables import api
-from trainables.api import EpochReport, ReferenceRecord
+from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
 from trainables.policy import PolicyRecord
@@ -20,17 +22,44 @@ Tell = Callable[[dict[str, Any]], None]
 """Passes a worker's numbers on to Ray; called the same number of times on every worker."""
 
 
+class Science(Protocol):
+    """What a trial computes: `trainables.api`, or, to measure the service alone, something that costs nothing."""
+
+    def ensure_reference(self, config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord: ...
+    def run_trial(
+        self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
+    ) -> TrialResult: ...
+
+
+class RealScience:
+    """The methods of the papers."""
+
+    def ensure_reference(self, config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
+        """See `trainables.api`."""
+        return api.ensure_reference(config, report, store=store)
+
+    def run_trial(
+        self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
+    ) -> TrialResult:
+        """See `trainables.api`."""
+        return api.run_trial(config, report, store=store, checkpoint=checkpoint)
+
+
+class SupersededError(Exception):
+    """Another attempt at the same trial has begun: this one's driver is gone, and it must not write any more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialJob:
-    """Everything a worker needs for a trial."""
+    """Everything a worker needs for an attempt at a trial."""
 
-    trial_id: str
-    number: int
-    settings: Mapping[str, Any]
+    begun: TrialRecord
+    """As it was when the attempt began."""
     config: TrialConfig
     sweep_folder: Path
     threads: int
     """CPU threads of each worker. Part of the result's last bits, so it is set and not found."""
+    science: Science
 
 
 def now_ms() -> int:
@@ -48,34 +77,53 @@ def use_threads(threads: int) -> None:
 def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
     """Runs the trial and, on rank 0, writes its history, policy, picture and result.
 
-    A diverged trial is a result like any other; other errors go to the caller.
+    Goes on from the trial's checkpoint. A diverged trial is a result like any other; other errors go to the caller.
     """
     use_threads(job.threads)
-    store = SweepStore(job.sweep_folder)
-    started = now_ms()
+    store, trial_id = SweepStore(job.sweep_folder), job.begun.trial_id
+    last = time.monotonic()
 
     def report(epoch: EpochReport) -> None:
+        nonlocal last
+        seconds, last = time.monotonic() - last, time.monotonic()
         if rank == 0:
-            store.append_epoch(job.trial_id, epoch, now_ms=now_ms())
-        tell({"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, **epoch.metrics})
+            if store.trial(trial_id).attempts != job.begun.attempts:
+                raise SupersededError(trial_id)
+            store.append_epoch(trial_id, epoch, seconds=seconds, now_ms=now_ms())
+        numbers = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "seconds": seconds}
+        tell({**numbers, **epoch.metrics})
 
-    record = TrialRecord(
-        trial_id=job.trial_id, number=job.number, state="running", settings=job.settings, started_ms=started
-    )
     try:
-        result = api.run_trial(job.config, report, store=store.references)
+        result = job.science.run_trial(
+            job.config, report, store=store.references, checkpoint=store.checkpoint(trial_id)
+        )
     except DivergedError as error:
-        record = dataclasses.replace(record, state="diverged", ended_ms=now_ms(), error=str(error))
+        record = dataclasses.replace(job.begun, state="diverged", failure="nan", error=str(error))
     else:
         if rank == 0:
-            _save_policy(store, job.trial_id, result.record)
+            _save_policy(store, trial_id, result.record)
         record = dataclasses.replace(
-            record, state="done", ended_ms=now_ms(), metrics=result.metrics, policy_hash=result.record.policy.hash
+            job.begun, state="done", metrics=result.metrics, policy_hash=result.record.policy.hash
         )
+    record = dataclasses.replace(record, ended_ms=now_ms())
     if rank == 0:
-        store.finish_trial(record)
+        record = store.finish_trial(record)
     tell({"state": record.state, **record.metrics})
     return record
+
+
+def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> TrialRecord:
+    """Writes down why the trial failed, with its traceback beside; the record that stands."""
+    store.trial_folder(begun.trial_id).joinpath("error.txt").write_text("".join(traceback.format_exception(error)))
+    return store.finish_trial(
+        dataclasses.replace(
+            begun,
+            state="failed",
+            ended_ms=now_ms(),
+            failure=failure_of(error),
+            error=f"{type(error).__name__}: {error}",
+        )
+    )
 
 
 def _save_policy(store: SweepStore, trial_id: str, record: PolicyRecord) -> None:
@@ -85,11 +133,11 @@ def _save_policy(store: SweepStore, trial_id: str, record: PolicyRecord) -> None
     draw_bits(record, store.trial_folder(trial_id) / "bits.png")
 
 
-def make_reference(config: TrialConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:
+def make_reference(science: Science, config: TrialConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:
     """The reference's record, trained by this worker and its peers if need be."""
     use_threads(threads)
 
     def report(epoch: EpochReport) -> None:
         tell({"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, **epoch.metrics})
 
-    return api.ensure_reference(config, report, store=store)
+    return science.ensure_reference(config, report, store=store)

@@ -21,7 +21,8 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["service.cli", "service.spec", "service.preflight", "service.records", "service.pareto", "service.progress",
+    ["service.cli", "service.cli_records", "service.sweeps", "service.standing", "service.plan", "service.schema",
+     "service.halving", "trainables.survey_report", "service.spec", "service.preflight", "service.records", "service.pareto", "service.progress",
      "service.tracking", "dashboards.front", "dashboards.bits", "trainables.api", "trainables.config",
      "trainables.policy", "trainables.models", "trainables.data"],
 )  # fmt: skip

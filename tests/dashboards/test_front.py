@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,8 @@ from PIL import Image
 from rich.console import Console
 
 from dashboards.bits import draw_bits
-from dashboards.front import as_json, as_markdown, as_page, as_table, find_front
+from dashboards.front import as_json, as_markdown, as_page, as_table
+from service.front import find_front
 from service.records import SweepRecord, TrialRecord
 from trainables.policy import BitPolicy, LayerBits, PolicyRecord
 
@@ -40,14 +42,27 @@ TRIALS = [
 
 
 def test_the_front_is_sorted_by_cost_and_leaves_dominated_and_unfinished_trials_out() -> None:
-    found = find_front(TRIALS)
+    found = find_front(TRIALS, SWEEP)
     assert [member.number for member in found.members] == [3, 0, 1]
     assert found.knee is TRIALS[0]
     assert found.unfinished == {"diverged": 1}
 
 
+def test_a_policy_beyond_a_constraint_is_never_on_the_front_whatever_the_objectives() -> None:
+    bounded = replace(SWEEP, constraints=("bops_g <= 3.5", "top1 >= 85"))
+    found = find_front(TRIALS, bounded)
+    assert [member.number for member in found.members] == [0]
+    assert [trial.number for trial in found.infeasible] == [1, 3]
+    assert "4 done of 5, 2 of them beyond a constraint" in as_markdown(bounded, found)
+    assert "Only policies with bops_g <= 3.5 and top1 >= 85." in as_markdown(bounded, found)
+    assert as_json(bounded, found)["infeasible"] == ["t1", "t3"]
+    alone = find_front(TRIALS, replace(SWEEP, objectives=("top1",)))
+    assert [member.number for member in alone.members] == [1]
+    assert [o["name"] for o in as_json(SWEEP, alone)["objectives"]] == ["top1"]
+
+
 def test_the_json_says_everything_about_the_members() -> None:
-    content = as_json(SWEEP, find_front(TRIALS))
+    content = as_json(SWEEP, find_front(TRIALS, SWEEP))
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert [point["trial"] for point in content["front"]] == ["t3", "t0", "t1"]
     assert content["knee"] == "t0"
@@ -56,7 +71,7 @@ def test_the_json_says_everything_about_the_members() -> None:
 
 def test_the_table_fits_a_terminal_of_80_characters_and_marks_the_knee() -> None:
     console = Console(width=80, record=True)
-    console.print(as_table(find_front(TRIALS), "front"))
+    console.print(as_table(find_front(TRIALS, SWEEP), "front"))
     text = console.export_text()
     assert "0 ◆" in text
     assert "…" not in text
@@ -64,21 +79,21 @@ def test_the_table_fits_a_terminal_of_80_characters_and_marks_the_knee() -> None
 
 
 def test_the_summary_is_markdown_with_the_front() -> None:
-    text = as_markdown(SWEEP, find_front(TRIALS))
+    text = as_markdown(SWEEP, find_front(TRIALS, SWEEP))
     assert "**trials**: 4 done of 5, 1 diverged" in text
     assert "| 0 ◆ | 90.00 | 2 |" in text
     assert "99.00 % top-1" in text
-    assert "there is no front" in as_markdown(SWEEP, find_front([]))
+    assert "there is no front" in as_markdown(SWEEP, find_front([], SWEEP))
 
 
 def test_the_page_needs_no_network_and_escapes_what_users_wrote() -> None:
-    page = as_page(SWEEP, find_front(TRIALS))
+    page = as_page(SWEEP, find_front(TRIALS, SWEEP))
     assert "<h1>&lt;s&gt;</h1>" in page
     assert "<script src" not in page
     assert "<link" not in page
     assert "Plotly.newPlot" in page
     assert page.count("<tr>") == 4
-    assert "there is no front" in as_page(SWEEP, find_front([TRIALS[4]]))
+    assert "there is no front" in as_page(SWEEP, find_front([TRIALS[4]], SWEEP))
 
 
 @pytest.mark.parametrize("layers", [3, 54])

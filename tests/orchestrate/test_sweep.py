@@ -12,14 +12,17 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
-from service.orchestrate.sweep import SweepOutcome, epochs_per_trial, run_sweep
+from service.orchestrate.scheduler import longest_trial
+from service.orchestrate.sweep import SweepOutcome, run_sweep
+from service.orchestrate.worker import now_ms
 from service.pareto import front
 from service.progress import Progress
 from service.records import SweepStore
 from service.spec import SweepSpec, load_spec
+from service.sweeps import open_sweep
 
 SPEC = """\
-name: tiny
+name: {name}
 network: {{name: resnet8}}
 data: {{name: digits, image_size: 8, fraction: 0.3}}
 reference: {{epochs: 2, batch_size: 64}}
@@ -36,6 +39,7 @@ tags: {{team: a}}
 
 def spec_of(folder: Path, **changes: object) -> SweepSpec:
     filled = {
+        "name": "tiny",
         "method": "batch_size: 64, eta: 1.0",
         "space": "{method.zeta: {loguniform: [0.05, 2.0]}, method.top_k: {int: [2, 4]}}",
         "trials": 2,
@@ -51,10 +55,9 @@ def run(spec: SweepSpec) -> tuple[SweepOutcome, str]:
     console = Console(record=True, width=200)
 
     def progress(store: SweepStore) -> Progress:
-        name, epochs = store.folder.name, epochs_per_trial(spec)
-        return Progress(console, sweep=name, trials=spec.trials, epochs_per_trial=epochs)
+        return Progress(console, store, epochs_per_trial=longest_trial(spec))
 
-    return run_sweep(spec, progress), console.export_text()
+    return run_sweep(spec, open_sweep(spec, now_ms=now_ms()), progress), console.export_text()
 
 
 def study_of(store: SweepStore) -> optuna.Study:
@@ -97,8 +100,7 @@ def test_a_sweep_leaves_true_records_and_repeats_itself_bit_for_bit_however_it_i
     assert "reference: training" in text
     assert "2/2 done" in text
     # Again, this time each trial's one worker under Ray Train: the same function started in another way.
-    again, text = run(spec_of(tmp_path, resources="{launch: train}"))
-    assert again.store.folder.name == "tiny-2"
+    again, text = run(spec_of(tmp_path, name="again", resources="{launch: train}"))
     assert "reference: found" in text
     timed = {"device_hours", "search_device_hours", "finetune_device_hours"}
     for one, other in zip(first.store.trials(), again.store.trials(), strict=True):

@@ -15,6 +15,11 @@ DONE = TrialRecord(
 )
 
 
+def begin(store: SweepStore, trial_id: str = "t0000", *, number: int = 0, now_ms: int = 5) -> TrialRecord:
+    store.plan_trial(trial_id, number=number, settings={"x": 1})
+    return store.start_trial(trial_id, now_ms=now_ms)
+
+
 def epoch(number: int) -> EpochReport:
     return EpochReport(stage="search", epoch=number, epochs=2, metrics={"loss": 0.5})
 
@@ -24,61 +29,106 @@ def store(tmp_path: Path) -> SweepStore:
     return SweepStore.create(tmp_path, SWEEP, spec_text="name: s\n")
 
 
-def test_a_name_that_is_taken_gets_a_number_also_when_many_start_at_once(tmp_path: Path) -> None:
+def test_a_name_is_taken_once_also_when_many_start_at_once(tmp_path: Path) -> None:
+    def create(_: int) -> SweepStore | StorageError:
+        try:
+            return SweepStore.create(tmp_path, SWEEP, spec_text="name: s\n")
+        except StorageError as error:
+            return error
+
     with ThreadPoolExecutor(8) as pool:
-        stores = list(pool.map(lambda _: SweepStore.create(tmp_path, SWEEP, spec_text=""), range(8)))
-    assert {s.folder.name for s in stores} == {"s", *(f"s-{i}" for i in range(2, 9))}
-    assert all(s.sweep().name == s.folder.name for s in stores)
+        found = list(pool.map(create, range(8)))
+    assert [type(one) for one in found].count(SweepStore) == 1
+    assert {str(one) for one in found if isinstance(one, StorageError)} == {f"{tmp_path / 's'} exists already."}
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert SweepStore.open(tmp_path / "s").sweep() == SWEEP
 
 
-def test_a_trial_is_running_until_its_result_is_there(store: SweepStore) -> None:
-    store.start_trial("t0000", number=0, settings={"x": 1}, now_ms=5)
-    assert store.trials() == [replace(DONE, state="running", ended_ms=0, metrics={})]
+def test_a_trial_is_pending_then_running_until_its_result_is_there(store: SweepStore) -> None:
+    assert store.plan_trial("t0000", number=0, settings={"x": 1}).state == "pending"
+    begun = store.start_trial("t0000", now_ms=5)
+    assert (begun.state, begun.attempts, begun.started_ms) == ("running", 1, 5)
+    assert store.trials() == [begun]
     assert store.result("t0000") is None
     store.finish_trial(DONE)
     assert store.trials() == [DONE] == [SweepStore.open(store.folder).result("t0000")]
 
 
 def test_the_first_result_is_kept(store: SweepStore) -> None:
-    store.start_trial("t0000", number=0, settings={}, now_ms=5)
-    store.append_epoch("t0000", epoch(1), now_ms=6)
-    store.finish_trial(DONE)
-    store.finish_trial(replace(DONE, state="failed", error="again"))
-    store.start_trial("t0000", number=0, settings={}, now_ms=50)
-    assert store.result("t0000") == DONE
+    begin(store)
+    store.append_epoch("t0000", epoch(1), seconds=1.0, now_ms=6)
+    assert store.finish_trial(DONE) == DONE
+    assert store.finish_trial(replace(DONE, state="failed", error="again")) == DONE
+    assert SweepStore(store.folder).result("t0000") == DONE
     assert len(store.history("t0000")) == 1
 
 
-def test_an_attempt_that_was_cut_off_leaves_no_epochs_behind(store: SweepStore) -> None:
-    store.start_trial("t0000", number=0, settings={}, now_ms=5)
-    store.append_epoch("t0000", epoch(1), now_ms=6)
-    store.start_trial("t0000", number=0, settings={}, now_ms=7)
-    store.append_epoch("t0000", epoch(1), now_ms=8)
-    assert [line["time_ms"] for line in store.history("t0000")] == [8]
+def test_of_many_that_finish_a_trial_at_once_one_is_kept_whole(store: SweepStore) -> None:
+    begin(store)
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(pool.map(lambda i: SweepStore(store.folder).finish_trial(replace(DONE, ended_ms=i)), range(8)))
+    assert len({record.ended_ms for record in kept}) == 1
+    assert sorted(path.name for path in store.trial_folder("t0000").iterdir()) == ["result.json", "trial.json"]
 
 
-def test_a_line_that_a_crash_cut_off_does_not_count(store: SweepStore) -> None:
-    store.start_trial("t0000", number=0, settings={}, now_ms=5)
-    store.append_epoch("t0000", epoch(1), now_ms=6)
+def test_a_trial_that_was_cut_off_goes_on_and_tells_of_no_epoch_twice(store: SweepStore) -> None:
+    begin(store)
+    store.append_epoch("t0000", epoch(1), seconds=1.0, now_ms=6)
+    store.checkpoint("t0000").write_bytes(b"weights")
+    store.interrupt_trial("t0000")
+    assert store.trial("t0000").state == "pending"
+    again = store.start_trial("t0000", now_ms=70)
+    assert (again.attempts, again.started_ms) == (2, 5)
+    store.append_epoch("t0000", epoch(1), seconds=9.0, now_ms=71)
+    store.append_epoch("t0000", epoch(2), seconds=9.0, now_ms=72)
+    assert [(line["epoch"], line["time_ms"], line["seconds"]) for line in store.history("t0000")] == [
+        (1, 6, 1.0),
+        (2, 72, 9.0),
+    ]
+    assert store.checkpoint("t0000").exists()
+    store.finish_trial(DONE)
+    assert not store.checkpoint("t0000").exists()
+
+
+def test_a_line_that_a_crash_cut_off_does_not_count_and_is_told_again(store: SweepStore) -> None:
+    begin(store)
+    store.append_epoch("t0000", epoch(1), seconds=1.0, now_ms=6)
     with (store.trial_folder("t0000") / "history.jsonl").open("a") as history:
         history.write('{"time_ms": 7, "stage": "sea')
     assert [line["epoch"] for line in store.history("t0000")] == [1]
+    store.append_epoch("t0000", epoch(2), seconds=1.0, now_ms=8)
+    assert [line["epoch"] for line in store.history("t0000")] == [1, 2]
+
+
+def test_a_failed_trial_can_be_run_again_and_its_failure_is_kept_beside(store: SweepStore) -> None:
+    begun = begin(store)
+    (store.trial_folder("t0000") / "error.txt").write_text("Traceback")
+    store.checkpoint("t0000").write_bytes(b"weights")
+    store.finish_trial(replace(begun, state="failed", ended_ms=9, failure="lost worker", error="gone"))
+    store.reopen_trial("t0000")
+    assert [(trial.state, trial.failure) for trial in store.trials()] == [("pending", "")]
+    assert store.start_trial("t0000", now_ms=20).attempts == 2
+    store.finish_trial(DONE)
+    with pytest.raises(StorageError, match="t0000 is done; only a failed trial is run again"):
+        store.reopen_trial("t0000")
+    kept = sorted(path.name for path in store.trial_folder("t0000").iterdir())
+    assert kept == ["error-1.txt", "failed-1.json", "result.json", "trial.json"]
 
 
 def test_trials_come_in_the_order_of_their_numbers(store: SweepStore) -> None:
     for number in (10, 2, 7):
-        store.start_trial(f"t{number}", number=number, settings={}, now_ms=1)
+        begin(store, f"t{number}", number=number)
     assert [trial.number for trial in store.trials()] == [2, 7, 10]
 
 
 @pytest.mark.parametrize("bad", ["../x", "a/b", "", ".hidden", "a b"])
 def test_a_trial_cannot_leave_its_sweeps_folder(store: SweepStore, bad: str) -> None:
     with pytest.raises(StorageError, match="is not a trial's name"):
-        store.start_trial(bad, number=0, settings={}, now_ms=1)
+        store.plan_trial(bad, number=0, settings={})
 
 
 def test_numbers_that_json_does_not_know_are_never_written(store: SweepStore) -> None:
-    store.start_trial("t0000", number=0, settings={}, now_ms=5)
+    begin(store)
     with pytest.raises(ValueError, match="JSON compliant"):
         store.finish_trial(replace(DONE, metrics={"top1": float("nan")}))
     assert store.result("t0000") is None

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dashboards.front import as_json, as_markdown, as_page, find_front
+from dashboards.front import as_json, as_markdown, as_page
+from service.front import find_front
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import BackgroundMirror, Tracker, check_tracking, resolve_uri
 from trainables.errors import TrackingError
@@ -29,22 +30,15 @@ COSTS = {"bops_g": 0.02, "compression": 150.0, "storage_mb": 0.02}
 
 def add_trial(store: SweepStore, number: int, *, state: str = "done", top1: float = 90.0, bops: float = 0.02) -> None:
     trial_id, start = f"t{number:04d}", 2_000 + 100 * number
-    store.start_trial(trial_id, number=number, settings={"method.zeta": 0.1 * (number + 1)}, now_ms=start)
+    store.plan_trial(trial_id, number=number, settings={"method.zeta": 0.1 * (number + 1)})
+    begun = store.start_trial(trial_id, now_ms=start)
     for epoch in (1, 2):
         report = EpochReport(stage="search", epoch=epoch, epochs=2, metrics={"loss": 1 / epoch, "p": 2.0})
-        store.append_epoch(trial_id, report, now_ms=start + epoch)
+        store.append_epoch(trial_id, report, seconds=1.0, now_ms=start + epoch)
     if state == "running":
         return
     policy = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 2 + number % 3)})
-    record = TrialRecord(
-        trial_id=trial_id,
-        number=number,
-        state=state,
-        settings={"method.zeta": 0.1 * (number + 1)},
-        started_ms=start,
-        ended_ms=start + 50,
-        error="why",
-    )
+    record = replace(begun, state=state, ended_ms=start + 50, error="why")
     if state == "done":
         store.save_policy(trial_id, PolicyRecord(policy=policy, method="gmpq", settings={}, costs=COSTS))
         metrics = {**COSTS, "top1": top1, "bops_g": bops, "ard": 2.0, "ard_normalised": 0.5, "device_hours": 0.1}
@@ -53,7 +47,7 @@ def add_trial(store: SweepStore, number: int, *, state: str = "done", top1: floa
 
 
 def write_front(store: SweepStore) -> None:
-    found = find_front(store.trials())
+    found = find_front(store.trials(), store.sweep())
     write_json(store.folder / "front.json", as_json(store.sweep(), found))
     write_text(store.folder / "front.md", as_markdown(store.sweep(), found))
     write_text(store.folder / "front.html", as_page(store.sweep(), found))
@@ -155,7 +149,8 @@ def test_a_sync_that_was_cut_off_after_the_metrics_does_not_double_them(store: S
 def test_running_trials_grow_and_the_front_is_corrected(store: SweepStore) -> None:
     mirror = tracker(store)
     mirror.sync()
-    store.append_epoch("t0004", EpochReport(stage="finetune", epoch=1, epochs=1, metrics={"top1": 1.0}), now_ms=9_000)
+    report = EpochReport(stage="finetune", epoch=1, epochs=1, metrics={"top1": 1.0})
+    store.append_epoch("t0004", report, seconds=1.0, now_ms=9_000)
     policy = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 2)})
     metrics = {**COSTS, "top1": 99.0, "bops_g": 0.01, "ard": 1.0, "ard_normalised": 0.1, "device_hours": 0.1}
     store.finish_trial(
@@ -165,7 +160,7 @@ def test_running_trials_grow_and_the_front_is_corrected(store: SweepStore) -> No
         )
     )  # fmt: skip
     write_front(store)
-    store.save_sweep(replace(store.sweep(), ended_ms=9_002))
+    store.save_sweep(replace(store.sweep(), ended_ms=9_002, end="finished"))
     mirror.sync()
     found = everything(mirror.uri)
     assert found["t0004"][3]["finetune/top1"] == [(2, 9_000, 1.0)]

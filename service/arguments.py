@@ -1,0 +1,59 @@
+"""What the commands share: how errors end them, and arguments that several have."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from trainables.errors import BitfrontError
+
+USAGE_ERROR, RUN_ERROR = 2, 1
+DEFAULT_STORAGE = "bitfront-sweeps"
+
+
+class Commands(click.Group):
+    """Turns our errors into one message on standard error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As the group does; status 1 for errors of a sweep that has begun, 2 for all others."""
+        try:
+            return super().invoke(ctx)
+        except BitfrontError as error:
+            click.echo(f"bitfront: {error}", err=True)
+            ctx.exit(USAGE_ERROR if not ctx.obj else RUN_ERROR)
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from service.sweeps import list_sweeps
+
+    with contextlib.suppress(BitfrontError):
+        storage = Path(ctx.params.get("storage") or DEFAULT_STORAGE)
+        names = [store.folder.name for store in list_sweeps(storage)]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return []
+
+
+sweep_argument = click.argument("name", metavar="SWEEP", shell_complete=_names)
+storage_option = click.option(
+    "--storage",
+    default=DEFAULT_STORAGE,
+    show_default=True,
+    envvar="BITFRONT_STORAGE",
+    type=click.Path(path_type=Path),
+    help="The sweeps' storage folder.",
+)
+address_option = click.option(
+    "--address", default="", help="A Ray cluster: 'auto' on one of its machines, or host:port of its head."
+)
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value for a key of the YAML, such as method.eta=0.1; again for more.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")

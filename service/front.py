@@ -1,0 +1,45 @@
+"""The front of a sweep's trials: its objectives, among the policies that keep its constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service.pareto import Objective, check_objectives, feasible, front, knee, parse_constraint
+from service.records import SweepRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a sweep found: its finished trials, and which of them are on the front."""
+
+    objectives: tuple[Objective, ...]
+    done: tuple[TrialRecord, ...]
+    members: tuple[TrialRecord, ...]
+    """On the front, cheapest first."""
+    infeasible: tuple[TrialRecord, ...]
+    """Done, but beyond a constraint: never on the front."""
+    knee: TrialRecord | None
+    """The member nearest to the ideal point."""
+    unfinished: Mapping[str, int]
+    """Number of trials by state, other than done."""
+
+
+def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
+    """The front of the trials that are done, in O(n log n)."""
+    objectives = check_objectives(sweep.objectives)
+    constraints = [parse_constraint(text) for text in sweep.constraints]
+    done = tuple(trial for trial in trials if trial.state == "done")
+    kept = [trial for trial in done if feasible(trial.metrics, constraints)]
+    points = [trial.metrics for trial in kept]
+    members = sorted((kept[i] for i in front(points, objectives)), key=lambda t: (t.metrics["bops_g"], t.number))
+    best = knee(points, objectives)
+    states = [trial.state for trial in trials if trial.state != "done"]
+    return Front(
+        objectives=objectives,
+        done=done,
+        members=tuple(members),
+        infeasible=tuple(trial for trial in done if not feasible(trial.metrics, constraints)),
+        knee=None if best is None else kept[best],
+        unfinished={state: states.count(state) for state in sorted(set(states))},
+    )

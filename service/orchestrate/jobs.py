@@ -1,0 +1,110 @@
+"""Sweeps as jobs on a Ray cluster: sent there, followed and stopped from a client that may go away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from service.spec import SweepSpec
+from trainables.errors import ConfigError, StorageError
+
+PACKAGES = ("service", "trainables", "dashboards")
+POLL_S = 1.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def submit_sweep(spec: SweepSpec, address: str) -> str:
+    """Sends the sweep with our own code, so that all machines run one version; the job's name.
+
+    Raises ConfigError where a job of this sweep is running, or where its storage would be the job's own folder.
+    """
+    if not Path(spec.storage.path).is_absolute():
+        raise spec.refuse(
+            ("storage", "path"),
+            f"storage.path: {spec.storage.path!r} would lie in the job's own folder, which the cluster deletes; "
+            "give the absolute path of a folder that all its machines share",
+        )
+    client = _client(address)
+    earlier = _jobs(client, spec.name)
+    active = [job.submission_id for job in earlier if str(job.status) not in ENDED]
+    if active:
+        raise ConfigError(f"{spec.name} is running on {address} already, as {active[0]}; stop it, or wait for its end.")
+    name = f"{_prefix(spec.name)}{len(earlier) + 1}"
+    with tempfile.TemporaryDirectory() as folder:
+        _pack(spec, Path(folder))
+        client.submit_job(
+            entrypoint="python -m service.cli run sweep.yaml --address auto",
+            submission_id=name,
+            runtime_env={"working_dir": folder, "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
+            metadata={"sweep": spec.name, "spec": spec.hash[:12]},
+        )
+    return name
+
+
+def _pack(spec: SweepSpec, folder: Path) -> None:
+    root = Path(__file__).parents[2]
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "sweep.yaml").write_text(spec.text)
+
+
+def job_status(name: str, address: str) -> dict[str, Any]:
+    """The last job of the sweep, its status and what Ray says about it."""
+    job = _last(_client(address), name, address)
+    return {"job": job.submission_id, "status": str(job.status), "message": job.message or ""}
+
+
+def job_logs(name: str, address: str, *, follow: bool) -> Iterator[str]:
+    """What the last job of the sweep has printed; with `follow` until it ends."""
+    client, shown = _client(address), 0
+    while True:
+        job = _last(client, name, address)
+        text = str(client.get_job_logs(job.submission_id))
+        yield text[shown:]
+        shown = len(text)
+        if not follow or str(job.status) in ENDED:
+            return
+        time.sleep(POLL_S)
+
+
+def stop_job(name: str, address: str) -> str:
+    """Asks the last job of the sweep to end, as Ctrl-C would; its name."""
+    client = _client(address)
+    job = _last(client, name, address)
+    client.stop_job(job.submission_id)
+    return str(job.submission_id)
+
+
+def _prefix(name: str) -> str:
+    return f"bitfront-{name}-"
+
+
+def _jobs(client: Any, name: str) -> list[Any]:
+    """The jobs of one sweep, by number; another sweep's name may begin like this one's."""
+    prefix = _prefix(name)
+    ours = [job for job in client.list_jobs() if (job.submission_id or "").startswith(prefix)]
+    numbered = [job for job in ours if job.submission_id.removeprefix(prefix).isdigit()]
+    return sorted(numbered, key=lambda job: int(job.submission_id.removeprefix(prefix)))
+
+
+def _last(client: Any, name: str, address: str) -> Any:
+    jobs = _jobs(client, name)
+    if not jobs:
+        raise StorageError(f"{address} knows no job of a sweep {name!r}; send it there with: bitfront submit.")
+    return jobs[-1]
+
+
+def _client(address: str) -> Any:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        line = (str(error).strip().splitlines() or ["no answer"])[0]
+        raise ConfigError(f"--address {address}: no Ray dashboard answers there: {line}") from None

@@ -1,0 +1,91 @@
+"""Which of Ray Tune's trials go on: early stopping, and what becomes of trials that Tune gives up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from service.halving import Halving, rung_values
+from service.orchestrate.failures import failure_of
+from service.orchestrate.worker import now_ms
+from service.records import SweepStore
+from service.spec import SweepSpec
+
+
+class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
+    """Starts trials in order; stops those that are worse than others at a rung, and writes down what was given up.
+
+    Rungs are filled from the trials' histories, so that a resumed sweep decides as an undisturbed one.
+    """
+
+    def __init__(self, spec: SweepSpec, store: SweepStore) -> None:
+        super().__init__()
+        self._objectives, self._store = spec.objectives, store
+        self._halving: Halving | None = None
+        if spec.early_stopping.name == "successive-halving":
+            config = spec.early_stopping
+            epochs = longest_trial(spec)
+            self._halving = Halving(min_epochs=config.min_epochs, reduction=config.reduction, epochs=epochs)
+            self._replay(self._halving)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune keeps its scheduler with the experiment's state; ours is made from the sweep's storage.
+        return FIFOScheduler, ()
+
+    def on_trial_result(self, controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        """Stops the trial where its epoch is a rung and too many others are better."""
+        trial_id = trial.config["trial_id"]
+        if self._halving is None or "stage" not in result:
+            return str(TrialScheduler.CONTINUE)
+        values = rung_values(result["stage"], result, self._objectives)
+        epoch = len(self._store.history(trial_id))
+        if self._halving.report(trial_id, epoch, values, stage=result["stage"]):
+            return str(TrialScheduler.CONTINUE)
+        self._prune(trial_id, result)
+        return str(TrialScheduler.STOP)
+
+    def on_trial_error(self, controller: TuneController, trial: Trial) -> None:
+        """Tune has given the trial up: its process was lost more often than `limits.retries` allows."""
+        trial_id = trial.config["trial_id"]
+        error = trial.get_pickled_error() or RuntimeError("its process was lost")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        record = dataclasses.replace(
+            self._store.trial(trial_id), state="failed", ended_ms=now_ms(), failure=failure_of(error), error=lines[0]
+        )
+        self._store.finish_trial(record)
+
+    def _prune(self, trial_id: str, last: Mapping[str, Any]) -> None:
+        record = self._store.trial(trial_id)
+        reason = f"stopped early after epoch {last['epoch']} of the {last['stage']}"
+        self._store.finish_trial(dataclasses.replace(record, state="pruned", ended_ms=now_ms(), error=reason))
+
+    def _replay(self, halving: Halving) -> None:
+        """Tells the rungs what trials have reported before, in the order in which they did.
+
+        A trial whose driver was killed between its report and the end that this meant is ended now.
+        """
+        lines = [
+            (line["time_ms"], trial.trial_id, epoch, line)
+            for trial in self._store.trials()
+            for epoch, line in enumerate(self._store.history(trial.trial_id), start=1)
+        ]
+        for _, trial_id, epoch, line in sorted(lines, key=lambda found: found[:3]):
+            values = rung_values(line["stage"], line["metrics"], self._objectives)
+            goes_on = halving.report(trial_id, epoch, values, stage=line["stage"])
+            if not goes_on and not self._store.trial(trial_id).final:
+                self._prune(trial_id, line)
+
+
+def longest_trial(spec: SweepSpec) -> int:
+    """Epochs of search and finetune together, of the longest trial that the space allows."""
+    config = spec.trial_config(spec.example_settings())
+    epochs = 0
+    for stage, fixed in (("method", config.method.epochs), ("finetune", config.finetune.epochs)):
+        domain = spec.space.get(f"{stage}.epochs")
+        epochs += max(int(e) for e in domain.examples()) if domain else fixed
+    return epochs

@@ -1,0 +1,125 @@
+"""Where a sweep stands, as one thing: counted from its storage, whoever asks, whether its driver lives or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service import driver
+from service.front import find_front
+from service.records import STATES, SweepRecord, SweepStore, TrialRecord
+
+SweepState = Literal["running", "finished", "stopped", "stale"]
+"""`stale`: its driver is gone without a word, killed or lost with its machine; `bitfront resume` goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A sweep at one moment."""
+
+    name: str
+    state: SweepState
+    end: str
+    """Why it is not running, where it said so."""
+    owner: str
+    created_ms: int
+    trials_planned: int
+    trials_by_state: Mapping[str, int]
+    """Every state, and `stale`: running when the driver was lost. Trials not suggested yet are pending."""
+    failures: Mapping[str, int]
+    """Failed trials by class."""
+    front_size: int
+    best_top1: float | None
+    device_hours: float
+    """Spent so far, the reference not included."""
+    seconds_left: float | None
+    """At the pace so far; None where that says nothing."""
+
+
+def standing(store: SweepStore) -> Standing:
+    """Counts everything anew."""
+    sweep, trials, alive = store.sweep(), store.trials(), driver.alive(store.folder)
+    counts = dict.fromkeys((*STATES, "stale"), 0)
+    for trial in trials:
+        counts["stale" if trial.state == "running" and not alive else trial.state] += 1
+    counts["pending"] += sweep.total_trials - len(trials)
+    found = find_front(trials, sweep)
+    failed = [trial.failure or "error" for trial in trials if trial.state == "failed"]
+    return Standing(
+        name=store.folder.name,
+        state=_state(sweep, alive=alive),
+        end=sweep.end,
+        owner=sweep.owner,
+        created_ms=sweep.created_ms,
+        trials_planned=sweep.total_trials,
+        trials_by_state=counts,
+        failures={kind: failed.count(kind) for kind in sorted(set(failed))},
+        front_size=len(found.members),
+        best_top1=max((trial.metrics["top1"] for trial in found.done), default=None),
+        device_hours=spent_hours(store),
+        seconds_left=_seconds_left(sweep, trials) if alive else None,
+    )
+
+
+def _state(sweep: SweepRecord, *, alive: bool) -> SweepState:
+    if alive:
+        return "running"
+    if not sweep.ended_ms:
+        return "stale"
+    return "finished" if sweep.end == "finished" else "stopped"
+
+
+def spent_hours(store: SweepStore) -> float:
+    """Device-hours of all epochs that the trials have reported, those of attempts that were cut off included."""
+    seconds = sum(line.get("seconds", 0.0) for trial in store.trials() for line in store.history(trial.trial_id))
+    return float(seconds) * store.sweep().workers / 3600
+
+
+def _seconds_left(sweep: SweepRecord, trials: list[TrialRecord]) -> float | None:
+    ended = [trial for trial in trials if trial.final and trial.started_ms]
+    if not ended:
+        return None
+    mean_s = sum(trial.ended_ms - trial.started_ms for trial in ended) / 1000 / len(ended)
+    running = max(1, sum(trial.state == "running" for trial in trials))
+    return mean_s * (sweep.total_trials - len(ended)) / running
+
+
+def as_json(found: Standing) -> dict[str, Any]:
+    """For programs."""
+    return dataclasses.asdict(found)
+
+
+def as_text(found: Standing) -> str:
+    """For people, in a few lines."""
+    counts = [f"{count} {state}" for state, count in found.trials_by_state.items() if count]
+    lines = [f"{found.name}: {found.state}" + (f" ({found.end})" if found.end not in ("", found.state) else "")]
+    lines.append(f"  trials   {', '.join(counts)} of {found.trials_planned}")
+    if found.failures:
+        lines.append(f"  failed   {', '.join(f'{count} {kind}' for kind, count in found.failures.items())}")
+    best = "" if found.best_top1 is None else f", best top-1 {found.best_top1:.2f} %"
+    lines.append(f"  front    {found.front_size} policies{best}")
+    left = "" if not found.seconds_left else f", about {clock(found.seconds_left)} left"
+    lines.append(f"  spent    {found.device_hours:.3g} device-hours{left}")
+    if found.state == "stale":
+        lines.append(f"  Its driver is gone; go on with: bitfront resume {found.name}")
+    elif found.state == "stopped":
+        lines.append(f"  Go on with: bitfront resume {found.name}")
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def age(created_ms: int) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - created_ms / 1000)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now"

@@ -1,0 +1,166 @@
+"""Sweeps in a storage folder: begun or found again by name, extended, run again, cleaned."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from service import driver
+from service.records import CHECKPOINT_FILE, REFERENCES, SweepRecord, SweepStore
+from service.settings import StorageConfig
+from service.spec import SweepSpec, differences, load_spec
+from trainables.errors import ConfigError, StorageError, did_you_mean
+
+TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
+"""Ray's own notes, of no use once its processes are gone."""
+RESERVED = (REFERENCES, "artifacts", "mlflow.db")
+"""Names in a storage folder that no sweep can have."""
+
+
+def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
+    """The folder of the sweep `spec`: a new one, or that of the same sweep begun before.
+
+    Raises StorageError that says what differs where the name belongs to another sweep.
+    """
+    storage = Path(spec.storage.path).absolute()
+    folder = storage / spec.name
+    if spec.name in RESERVED:
+        raise ConfigError(f"name is {spec.name!r}, which the storage uses itself; choose another.")
+    if not folder.exists():
+        return SweepStore.create(storage, record_of(spec, now_ms=now_ms), spec_text=spec.text)
+    store = SweepStore.open(folder)
+    old = load_spec(folder / "spec.yaml")
+    changed = differences(old.identity, spec.identity)
+    if changed:
+        lines = "\n".join(f"  {line}" for line in changed)
+        only_more = all(line.startswith("trials:") for line in changed) and spec.trials > store.sweep().total_trials
+        hint = f"or run more of the same with: bitfront extend {spec.name} --trials {spec.trials}" if only_more else ""
+        raise StorageError(
+            f"{folder} holds another sweep of this name. What differs, there -> here:\n{lines}\n"
+            f"Give this one another name{', ' + hint if hint else ', or undo the change'}."
+        )
+    return store
+
+
+def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:
+    """What a new sweep's own record says."""
+    return SweepRecord(
+        name=spec.name,
+        spec_hash=spec.hash,
+        facts={
+            "network": spec.network.name,
+            "data": spec.data.name,
+            "method": spec.method_name,
+            "sampler": spec.sampler.name,
+            "trials": str(spec.trials),
+            "seed": str(spec.seed),
+        },
+        total_trials=spec.trials,
+        created_ms=now_ms,
+        objectives=tuple(objective.name for objective in spec.objectives),
+        constraints=tuple(str(constraint) for constraint in spec.constraints),
+        workers=spec.resources.workers,
+        owner=spec.owner,
+        tags=spec.tags,
+        description=spec.description,
+    )
+
+
+def find_sweep(storage: Path, name: str) -> SweepStore:
+    """The sweep of this name. Raises StorageError with the names that there are."""
+    if not (storage / name / "sweep.json").exists() or "/" in name:
+        names = [store.folder.name for store in list_sweeps(storage)]
+        if not names:
+            raise StorageError(f"{storage} holds no sweep; run one, or give --storage.")
+        raise StorageError(f"{storage} holds no sweep {name!r}{did_you_mean(name, names)}.")
+    return SweepStore.open(storage / name)
+
+
+def list_sweeps(storage: Path) -> list[SweepStore]:
+    """All sweeps of a storage folder, by the time of their beginning."""
+    if not storage.is_dir():
+        return []
+    stores = [SweepStore(folder.parent) for folder in storage.glob("[!.]*/sweep.json")]
+    return sorted(stores, key=lambda store: store.sweep().created_ms)
+
+
+def stored_spec(store: SweepStore) -> SweepSpec:
+    """The spec that a sweep was begun with, and what `extend` has changed since."""
+    spec, sweep = load_spec(store.folder / "spec.yaml"), store.sweep()
+    return with_extensions(spec, store.folder.parent, sweep)
+
+
+def with_extensions(spec: SweepSpec, storage: Path, sweep: SweepRecord) -> SweepSpec:
+    """`spec` with the trials and limits that the sweep has now, in the storage where it is."""
+    return dataclasses.replace(
+        spec,
+        trials=sweep.total_trials,
+        limits=dataclasses.replace(spec.limits, **sweep.limits),
+        storage=StorageConfig(path=str(storage)),
+    )
+
+
+def extend(store: SweepStore, *, trials: str, wall_time: str, device_hours: float | None) -> SweepRecord:
+    """More trials (`+20`, or 60 in all) or larger limits for a sweep that is not running."""
+    with driver.hold(store.folder):
+        sweep, spec = store.sweep(), stored_spec(store)
+        total = _total(trials, sweep.total_trials)
+        if spec.sampler.name == "grid" and total > sweep.total_trials:
+            raise ConfigError(f"--trials {trials}: the sampler is 'grid', and every point of it is planned already.")
+        given = {"wall_time": wall_time or None, "device_hours": device_hours}
+        limits = {**sweep.limits, **{name: value for name, value in given.items() if value is not None}}
+        dataclasses.replace(spec.limits, **limits)  # refuses what is no limit
+        extended = dataclasses.replace(sweep, total_trials=total, limits=limits)
+        store.save_sweep(extended)
+        return extended
+
+
+def _total(trials: str, planned: int) -> int:
+    if not trials:
+        return planned
+    number = trials.removeprefix("+")
+    if not number.isdigit():
+        raise ConfigError(f"--trials is {trials!r}; give how many more (+20), or how many in all (60).")
+    total = int(number) + (planned if trials.startswith("+") else 0)
+    if total < planned:
+        raise ConfigError(f"--trials is {trials}, but {planned} are planned already; nothing is taken away.")
+    return total
+
+
+def rerun_failed(store: SweepStore) -> list[str]:
+    """Makes the failed trials of a sweep that is not running pending again; their names."""
+    with driver.hold(store.folder):
+        failed = [trial.trial_id for trial in store.trials() if trial.state == "failed"]
+        for trial_id in failed:
+            store.reopen_trial(trial_id)
+        return failed
+
+
+def clean(store: SweepStore) -> int:
+    """Removes what a sweep that is not running needs no more: Ray's notes, checkpoints of final trials. Bytes freed."""
+    with driver.hold(store.folder):
+        freed = 0
+        for name in (TUNE_FOLDER, TRAIN_FOLDER):
+            freed += _size(store.folder / name)
+            shutil.rmtree(store.folder / name, ignore_errors=True)
+        for trial in store.trials():
+            checkpoint = store.trial_folder(trial.trial_id) / CHECKPOINT_FILE
+            if trial.final and checkpoint.exists():
+                freed += checkpoint.stat().st_size
+                checkpoint.unlink()
+        return freed
+
+
+def remove(store: SweepStore) -> None:
+    """Deletes a sweep that is not running, with all that it found; its MLflow runs and the references stay."""
+    with driver.hold(store.folder):
+        # Out of the list at once, even where deleting is cut off.
+        doomed = store.folder.with_name(f".{store.folder.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        store.folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
