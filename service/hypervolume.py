@@ -24,10 +24,10 @@ def hypervolume(points: Sequence[Point], reference: Point, objectives: Sequence[
     inside = sorted(
         (value for value in padded if all(x < c for x, c in zip(value, corner, strict=True))), key=lambda v: v[2]
     )
-    ends = [third for _, _, third in inside[1:]] + [corner[2]]
+    thirds = [third for _, _, third in inside] + [corner[2]]
     stairs: list[Step] = []
     volume = 0.0
-    for (first, second, third), end in zip(inside, ends, strict=True):
+    for (first, second, third), end in zip(inside, thirds[1:], strict=True):
         stairs = _with_step(stairs, (first, second))
         volume += _area(stairs, corner) * (end - third)
     return volume
@@ -42,5 +42,5 @@ def _with_step(stairs: list[Step], step: Step) -> list[Step]:
 
 
 def _area(stairs: Sequence[Step], corner: Sequence[float]) -> float:
-    ends = [first for first, _ in stairs[1:]] + [corner[0]]
-    return sum((end - first) * (corner[1] - second) for (first, second), end in zip(stairs, ends, strict=True))
+    firsts = [first for first, _ in stairs] + [corner[0]]
+    return sum((end - first) * (corner[1] - second) for (first, second), end in zip(stairs, firsts[1:], strict=True))
