@@ -137,11 +137,8 @@ def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> 
 
 
 def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> None:
-    import signal
-
     from rich.console import Console
 
-    from service import driver
     from service.orchestrate.scheduler import longest_trial
     from service.orchestrate.sweep import INTERRUPTED, run_sweep
     from service.progress import Progress
@@ -150,8 +147,6 @@ def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str)
     console = Console()
     ctx.find_root().obj = "running"
     spec = with_extensions(spec, store.folder.parent, store.sweep())
-    # A job that is stopped, or a machine that is shut down, gets the time to note where it was.
-    signal.signal(signal.SIGTERM, lambda *_: driver.request_stop(store.folder))
     outcome = run_sweep(
         spec, store, lambda store: Progress(console, store, epochs_per_trial=longest_trial(spec)), address=address
     )
@@ -169,7 +164,7 @@ def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None
 
     sweep, found, uri = outcome.store.sweep(), outcome.found, spec.tracking.uri
     for trial in outcome.store.trials():
-        if trial.state not in ("done", "pruned"):
+        if trial.state in ("diverged", "failed"):
             console.print(describe(trial), highlight=False, soft_wrap=True)
     reference = f", full precision {sweep.reference['top1']:.2f} % top-1" if sweep.reference else ""
     console.print()

@@ -65,7 +65,7 @@ class EarlyStoppingConfig:
     """`successive-halving`: asynchronous, on the non-dominated rank of what is known at a rung."""
     reduction: int = 3
     """Of so many trials that reach a rung one goes on; rungs are this factor apart."""
-    min_epochs: int = 1
+    min_epochs: int = 3
     """Epochs (search and finetune together) before the first rung."""
 
     def __post_init__(self) -> None:

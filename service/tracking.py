@@ -124,6 +124,8 @@ class _Child:
     state: str
     epochs: int
     front: str
+    failed: bool = False
+    """Whether it has tags that say why it failed."""
 
 
 class Tracker:
@@ -195,7 +197,9 @@ class Tracker:
             for run in page:
                 tags = run.data.tags
                 epochs, front = int(tags.get(EPOCHS_TAG, "0")), tags.get(FRONT_TAG, "")
-                found[tags[TRIAL_TAG]] = _Child(run.info.run_id, tags.get(STATE_TAG, ""), epochs, front)
+                found[tags[TRIAL_TAG]] = _Child(
+                    run.info.run_id, tags.get(STATE_TAG, ""), epochs, front, failed=ERROR_TAG in tags
+                )
             token = page.token
             if not token:
                 return found
@@ -238,11 +242,14 @@ class Tracker:
         child.epochs = len(history)
 
     def _change_state(self, client: MlflowClient, child: _Child, trial: TrialRecord, state: str) -> None:
+        if child.failed and not trial.error:
+            # It is run again.
+            for tag in (ERROR_TAG, FAILURE_TAG):
+                client.delete_tag(child.run_id, tag)
+        child.failed = bool(trial.error)
         if trial.final:
             self._finish(client, child.run_id, trial)
         elif state == "running":
-            for tag in (ERROR_TAG, FAILURE_TAG) if child.state == "failed" else ():
-                client.delete_tag(child.run_id, tag)
             client.update_run(child.run_id, status="RUNNING")
         else:
             last = self.store.history(trial.trial_id)[-1:]
@@ -259,10 +266,11 @@ class Tracker:
         for name in ("policy.json", "bits.png"):
             if (folder / name).exists():
                 client.log_artifact(run_id, str(folder / name))
-        tags = {"bitfront.policy_hash": trial.policy_hash, ERROR_TAG: trial.error[:5000], FAILURE_TAG: trial.failure}
-        for tag, value in tags.items():
-            if value:
-                client.set_tag(run_id, tag, value)
+        if trial.policy_hash:
+            client.set_tag(run_id, "bitfront.policy_hash", trial.policy_hash)
+        if trial.error:
+            client.set_tag(run_id, FAILURE_TAG, trial.failure or "none")
+            client.set_tag(run_id, ERROR_TAG, trial.error[:5000])
         client.set_terminated(run_id, STATUS[trial.state], end_time=trial.ended_ms)
 
     def _sync_parent(

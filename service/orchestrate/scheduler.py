@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -50,12 +53,20 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         return str(TrialScheduler.STOP)
 
     def on_trial_error(self, controller: TuneController, trial: Trial) -> None:
-        """Tune has given the trial up: its process was lost more often than `limits.retries` allows."""
-        trial_id = trial.config["trial_id"]
-        error = trial.get_pickled_error() or RuntimeError("its process was lost")
+        """The trial's process was lost. Tune makes another attempt, up to `limits.retries`; but a trial that needs
+        more memory than there is gets its result here, and its next attempt ends at once.
+        """
+        trial_id, error = trial.config["trial_id"], _last_error(trial)
+        failure = failure_of(error)
+        if trial.should_recover() and failure != "out of memory":
+            return
         lines = str(error).strip().splitlines() or [type(error).__name__]
         record = dataclasses.replace(
-            self._store.trial(trial_id), state="failed", ended_ms=now_ms(), failure=failure_of(error), error=lines[0]
+            self._store.trial(trial_id),
+            state="failed",
+            ended_ms=now_ms(),
+            failure=failure,
+            error=f"its process was lost: {lines[0]}",
         )
         self._store.finish_trial(record)
 
@@ -79,6 +90,16 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
             goes_on = halving.report(trial_id, epoch, values, stage=line["stage"])
             if not goes_on and not self._store.trial(trial_id).final:
                 self._prune(trial_id, line)
+
+
+def _last_error(trial: Trial) -> BaseException:
+    """As Tune has put it down beside the trial."""
+    path = trial.pickled_error_file
+    if path and Path(path).exists():
+        error = cloudpickle.loads(Path(path).read_bytes())
+        if isinstance(error, BaseException):
+            return error
+    return RayActorError()
 
 
 def longest_trial(spec: SweepSpec) -> int:

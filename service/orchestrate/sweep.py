@@ -11,8 +11,11 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +89,13 @@ def run_sweep(
         tracker = Tracker(store, uri=resolve_uri(spec.tracking.uri, storage), experiment=spec.tracking.experiment)
         mirror = BackgroundMirror(tracker)
         try:
-            with connected(spec, address), progress_for(store) as progress:
-                _prepare_reference(spec, store, progress, science)
-                mirror.poke()
-                end = _run_trials(spec, store, progress, mirror, science)
+            if _is_finished(spec, store):
+                end = FINISHED
+            else:
+                with connected(spec, address), _stopped_by_sigterm(store), progress_for(store) as progress:
+                    _prepare_reference(spec, store, progress, science)
+                    mirror.poke()
+                    end = _run_trials(spec, store, progress, mirror, science)
         except Exception as error:
             end = f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise
@@ -98,6 +104,24 @@ def run_sweep(
             found = publish(store, page=True)
             error_in_mirror = mirror.close()
         return SweepOutcome(store, found, end, error_in_mirror)
+
+
+def _is_finished(spec: SweepSpec, store: SweepStore) -> bool:
+    records = store.trials()
+    return len(records) >= spec.trials and all(record.final for record in records)
+
+
+@contextmanager
+def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
+    """A job that is stopped, or a machine that is shut down, gets the time to note where it was. After Ray's own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: driver.request_stop(store.folder))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _close(store: SweepStore, end: str, *, seconds: float) -> None:
@@ -111,9 +135,11 @@ def _close(store: SweepStore, end: str, *, seconds: float) -> None:
 
 def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
     config = spec.trial_config(spec.example_settings())
-    known = ReferenceRecord.find(store.references, config.reference_key) is not None
-    progress.note(f"reference: {'found' if known else 'training'} {config.reference_key} …")
-    record = _make_reference(spec, config, store, science)
+    record = ReferenceRecord.find(store.references, config.reference_key)
+    progress.note(f"reference: {'found' if record else 'training'} {config.reference_key} …")
+    # Where it was found before, this network and this data were checked against each other.
+    if record is None or not store.sweep().reference:
+        record = _make_reference(spec, config, store, science)
     progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
     store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
 
@@ -176,10 +202,9 @@ def _run_trials(
         ),
     )
     tuner.fit()
-    if stopper.reason:
-        return stopper.reason
-    records = store.trials()
-    return FINISHED if len(records) >= spec.trials and all(r.final for r in records) else INTERRUPTED
+    if _is_finished(spec, store):
+        return FINISHED
+    return stopper.reason or INTERRUPTED
 
 
 def _resources(spec: SweepSpec) -> tune.PlacementGroupFactory:

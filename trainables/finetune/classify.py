@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +24,15 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     calibrate(net, images.to(workers.device))
     net.requires_grad_(True)
     model = workers.wrap(net)
-    scores: list[float] = []
+    scores: list[tuple[float, AttributionScore]] = []
     bops_g = bench.costs.bops_g(policy)
 
     def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": nn.functional.cross_entropy(model(images), labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        scores.append(top1(net, bench.validation_batches(), workers))
-        metrics = {**means, "top1": scores[-1], "bops_g": bops_g}
+        scores.append(_score(net, bench))
+        metrics = {**means, "top1": scores[-1][0], "ard": scores[-1][1].ard, "bops_g": bops_g}
         report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
     plan = TrainingPlan(
@@ -41,5 +43,14 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     )
     kept = bench.checkpoint.begin("finetune", net, policy=policy)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
-    score = compare_attribution(net, bench.reference, bench.validation_batches(), workers, bench.config.evaluation)
-    return top1(net, bench.validation_batches(), workers) if not scores else scores[-1], score
+    # None were made where it goes on after the last epoch.
+    return scores[-1] if scores else _score(net, bench)
+
+
+def _score(net: nn.Module, bench: Bench) -> tuple[float, AttributionScore]:
+    """Top-1 (percent) and attribution of `net` as it is now, on the validation images."""
+    right = top1(net, bench.validation_batches(), bench.workers)
+    frozen = copy.deepcopy(net)
+    return right, compare_attribution(
+        frozen, bench.reference, bench.validation_batches(), bench.workers, bench.config.evaluation
+    )
