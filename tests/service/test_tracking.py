@@ -180,6 +180,29 @@ def test_a_lost_database_is_rebuilt_from_the_storage(store: SweepStore) -> None:
     assert everything(rebuilt) == before
 
 
+MAKE = """
+import os, sys, threading
+from pathlib import Path
+from service.records import SweepStore
+from service.tracking import Tracker, resolve_uri
+store = SweepStore(Path(sys.argv[1]))
+threading.Timer(float(sys.argv[2]), os._exit, [9]).start()
+Tracker(store, uri=resolve_uri("", store.folder.parent), experiment="bitfront").sync()
+os._exit(0)
+"""
+
+
+def test_a_process_killed_while_the_database_is_made_leaves_none_that_is_half_made(store: SweepStore) -> None:
+    statuses = []
+    for after in ("0.5", "1.5", "2.5", "3.5"):
+        command = [sys.executable, "-c", MAKE, str(store.folder), after]
+        statuses.append(subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode)
+    assert 9 in statuses
+    mirror = tracker(store)
+    mirror.sync()
+    assert len(everything(mirror.uri)) == 6
+
+
 def test_a_run_id_in_the_environment_redirects_nothing(store: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = tracker(store)
     other = MlflowClient(mirror.uri).create_run("0").info.run_id
