@@ -31,9 +31,9 @@ from ray.tune.search import Searcher
 
 from service.pareto import METRICS
 from service.records import SweepStore, TrialRecord
-from service.space import Scalar, points, suggest, unit_point
+from service.space import Domain, Scalar, fit, is_active, points, suggest, unit_point
 from service.spec import SweepSpec
-from trainables.errors import StorageError
+from trainables.errors import ConfigError, StorageError
 
 TRIAL_ATTR, ORIGIN_ATTR = "trial", "origin"
 """User attributes of the study's trials: the sweep's trial, or another sweep's that it was learned from."""
@@ -58,7 +58,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         """Our trial by Tune's id."""
         self._untold: dict[str, tuple[int, int]] = {}
         """Number and key in the study of each trial that the study has not been told of."""
-        self._half_asked: list[FrozenTrial] = []
         self._learn_from_others()
         self._catch_up()
 
@@ -95,19 +94,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         number = self._planned
         sampler = self._sampler(number)
         self._study.sampler = sampler
-        trial = self._half_asked_trial() or self._study.ask()
+        trial = self._study.ask()
         settings = suggest(self._spec.space, trial)
         trial_id = trial_id_of(number)
         trial.set_user_attr(TRIAL_ATTR, trial_id)
         self._untold[trial_id] = trial.number, trial._trial_id
         self._planned += 1
         return self._store.plan_trial(trial_id, number=number, settings=settings)
-
-    def _half_asked_trial(self) -> optuna.Trial | None:
-        """A trial of the study in whose suggestion the driver was killed; its suggestion is finished now."""
-        if not self._half_asked:
-            return None
-        return optuna.Trial(self._study, self._half_asked.pop(0)._trial_id)
 
     def _sampler(self, number: int) -> BaseSampler:
         spec, seed = self._spec, derived_seed(self._spec.sampler.seed, number)
@@ -141,14 +134,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
 
     def _add(self, record: TrialRecord, attributes: dict[str, str]) -> None:
         """A finished trial with values for the study, if its settings lie in the space."""
-        settings = dict(record.settings)
-        fixed = FixedTrial(settings)
-        try:
-            fits = suggest(self._spec.space, fixed) == settings
-        except ValueError:
-            fits = False
-        if not fits:
+        settings = fitted(self._spec.space, record.settings)
+        if settings is None:
             return
+        fixed = FixedTrial(settings)
+        suggest(self._spec.space, fixed)
         added = create_trial(
             state=TrialState.COMPLETE,
             params=settings,
@@ -174,11 +164,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
     def _catch_up(self) -> None:
         """Brings the study in line with the storage after a driver was killed, wherever that was."""
         untold: dict[str, FrozenTrial] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if TRIAL_ATTR in trial.user_attrs:
-                untold[trial.user_attrs[TRIAL_ATTR]] = trial
-            else:
-                self._half_asked.append(trial)
+        with_values = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            trial_id = trial.user_attrs.get(TRIAL_ATTR)
+            if trial.state == TrialState.COMPLETE:
+                with_values.add(trial_id)
+            elif trial.state == TrialState.RUNNING and trial_id:
+                untold[trial_id] = trial
+            elif trial.state == TrialState.RUNNING:
+                # Killed in its suggestion. Nobody knows of it; a sampler that went on with it would draw otherwise.
+                self._study.tell(trial.number, state=TrialState.FAIL)
         self._untold = {trial_id: (trial.number, trial._trial_id) for trial_id, trial in untold.items()}
         records = {record.trial_id: record for record in self._store.trials()}
         for trial_id, trial in untold.items():
@@ -190,7 +185,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
             if not record.final:
                 self._store.interrupt_trial(record.trial_id)
                 waiting.append(record)
-            elif record.trial_id in self._untold:
+            elif record.trial_id in self._untold or (record.state == "done" and record.trial_id not in with_values):
                 self._tell(record)
         self._waiting = deque(waiting)
         self._planned = len(records)
@@ -213,6 +208,16 @@ def open_study(store: SweepStore) -> optuna.Study:
     if study.metric_names is None:
         study.set_metric_names(list(sweep.objectives))
     return study
+
+
+def fitted(space: Mapping[str, Domain], settings: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+    """Another sweep's settings as this space has them; None where they are no point of it."""
+    if set(settings) != {name for name, domain in space.items() if is_active(domain, settings)}:
+        return None
+    try:
+        return {name: fit(space[name], value) for name, value in settings.items()}
+    except ConfigError:
+        return None
 
 
 def trial_id_of(number: int) -> str:
@@ -253,7 +258,8 @@ def _nsga2(seed: int, spec: SweepSpec) -> BaseSampler:
 
 
 def _gp(seed: int, spec: SweepSpec) -> BaseSampler:
-    return GPSampler(seed=seed)
+    # It draws entries with a condition at random, and would say so for each of each trial.
+    return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
 SAMPLERS: dict[str, Callable[[int, SweepSpec], BaseSampler]] = {
