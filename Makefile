@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: quickstart test lint bench install dev clean
+.PHONY: quickstart test test-long lint bench install dev clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -17,6 +17,9 @@ install: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest
 
+test-long: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m long
+
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -25,6 +28,8 @@ lint: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/early_stopping.py
+	$(BIN)/python benchmarks/overhead.py
 
 dev: $(INSTALLED_DEV)
 	$(BIN)/pre-commit install

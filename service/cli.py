@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +238,7 @@ def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], addres
     from service.arguments import USAGE_ERROR
     from service.estimate import estimate_hours
     from service.preflight import check as check_machine
+    from service.settings import next_launches
     from service.spec import load_spec
 
     spec = load_spec(spec_file, overrides)
@@ -252,6 +254,7 @@ def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], addres
         hours_per_trial=hours,
         reference_hours=reference_hours,
         hours_from=known_from,
+        launches=next_launches(spec.schedule, datetime.now(UTC), 3),
     )
     click.echo(json.dumps(planning.as_json(made), indent=2) if as_json else planning.as_text(made))
     ctx.exit(USAGE_ERROR if made.problems else 0)

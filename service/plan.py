@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple, assert_never
 
 from service.pareto import METRICS
@@ -57,6 +58,8 @@ class Plan:
     """What will not go as it is written."""
     problems: tuple[str, ...]
     """Why the sweep cannot do a single trial; none where it can."""
+    launches: tuple[datetime, ...] = ()
+    """When its schedule is due next."""
 
     @property
     def space(self) -> dict[str, str]:
@@ -91,6 +94,7 @@ def make_plan(
     hours_per_trial: float,
     reference_hours: float,
     hours_from: str,
+    launches: Sequence[datetime] = (),
 ) -> Plan:
     """The plan of `spec` on a machine or a cluster with so many CPUs and GPUs.
 
@@ -98,6 +102,7 @@ def make_plan(
         hours_per_trial: device-hours of a trial with `typical_config`'s settings; above 0.
         reference_hours: device-hours of the reference; 0 where it has been trained.
         hours_from: such as "measured on one step here".
+        launches: when the schedule is due next.
     """
     resources = spec.resources
     fitting = trials_at_once(resources, cpus=cpus, gpus=gpus)
@@ -121,6 +126,7 @@ def make_plan(
         trials_within_limits=min([spec.trials, *(limit.trials for limit in limits)]) if fitting else 0,
         warnings=tuple(warnings),
         problems=tuple(problems),
+        launches=tuple(launches),
     )
 
 
@@ -305,6 +311,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "trials_within_limits": plan.trials_within_limits,
         "warnings": list(plan.warnings),
         "problems": list(plan.problems),
+        "next_launches": [launch.isoformat() for launch in plan.launches],
     }
 
 
@@ -320,6 +327,7 @@ def as_text(plan: Plan) -> str:
         *((METRICS[name].label, f"{reach.low:.4g} to {reach.high:.4g}") for name, reach in survey.reach.items()),
         *_cost_lines(plan),
         *(("limit", f"{name}: {text}") for name, text in plan.limits.items()),
+        *(("due", f"{launch:%a %Y-%m-%d %H:%M %Z}") for launch in plan.launches),
     ]
     width = max(len(head) for head, _ in lines)
     told = [f"warning: {text}" for text in plan.warnings] + [f"problem: {text}" for text in plan.problems]

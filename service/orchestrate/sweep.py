@@ -191,7 +191,7 @@ def _run_trials(
             max_concurrent_trials=spec.resources.concurrency,
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,
-            # A process that has its imports behind it takes the next trial at once; workers are started by Ray Train anew.
+            # A process with its imports behind it takes the next trial at once; Ray Train starts its workers anew.
             reuse_actors=spec.resources.launch_resolved == "process",
         ),
         run_config=tune.RunConfig(

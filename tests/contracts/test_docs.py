@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli import main
 from service.spec import SECTIONS, load_spec
 from trainables.config import METHOD_CONFIGS, FinetuneConfig
 
@@ -26,6 +27,11 @@ def test_every_whole_sweep_in_the_docs_loads(tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(block)
         assert load_spec(tmp_path / "s.yaml").trials > 0
     assert len(whole) == 1
+
+
+def test_every_command_stands_in_the_page_on_running() -> None:
+    page = (ROOT / "docs" / "running.md").read_text()
+    assert [name for name in main.commands if f"\nbitfront {name} " not in page] == []
 
 
 @pytest.mark.parametrize(
