@@ -46,7 +46,9 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         if self._halving is None or "stage" not in result:
             return str(TrialScheduler.CONTINUE)
         values = rung_values(result["stage"], result, self._objectives)
-        epoch = len(self._store.history(trial_id))
+        # Workers under Ray Train do not wait for the driver, and may have finished epochs since.
+        told = [(line["stage"], line["epoch"]) for line in self._store.history(trial_id)]
+        epoch = told.index((result["stage"], result["epoch"])) + 1
         if self._halving.report(trial_id, epoch, values, stage=result["stage"]):
             return str(TrialScheduler.CONTINUE)
         self._prune(trial_id, result)
