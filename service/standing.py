@@ -33,6 +33,7 @@ class Standing:
     """Failed trials by class."""
     front_size: int
     best_top1: float | None
+    """Of the policies within the constraints."""
     device_hours: float
     """Spent so far, the reference not included."""
     seconds_left: float | None
@@ -48,9 +49,11 @@ def standing(store: SweepStore) -> Standing:
     counts["pending"] += sweep.total_trials - len(trials)
     found = find_front(trials, sweep)
     failed = [trial.failure or "error" for trial in trials if trial.state == "failed"]
+    beyond = {trial.trial_id for trial in found.infeasible}
+    complete = sum(trial.final for trial in trials) >= sweep.total_trials
     return Standing(
         name=store.folder.name,
-        state=_state(sweep, alive=alive),
+        state=_state(sweep, alive=alive, complete=complete),
         end=sweep.end,
         owner=sweep.owner,
         created_ms=sweep.created_ms,
@@ -58,18 +61,19 @@ def standing(store: SweepStore) -> Standing:
         trials_by_state=counts,
         failures={kind: failed.count(kind) for kind in sorted(set(failed))},
         front_size=len(found.members),
-        best_top1=max((trial.metrics["top1"] for trial in found.done), default=None),
+        best_top1=max((t.metrics["top1"] for t in found.done if t.trial_id not in beyond), default=None),
         device_hours=spent_hours(store),
         seconds_left=_seconds_left(sweep, trials) if alive else None,
     )
 
 
-def _state(sweep: SweepRecord, *, alive: bool) -> SweepState:
+def _state(sweep: SweepRecord, *, alive: bool, complete: bool) -> SweepState:
     if alive:
         return "running"
     if not sweep.ended_ms:
         return "stale"
-    return "finished" if sweep.end == "finished" else "stopped"
+    # One that was extended since, or has trials to run again, has something left to do.
+    return "finished" if sweep.end == "finished" and complete else "stopped"
 
 
 def spent_hours(store: SweepStore) -> float:
@@ -95,7 +99,7 @@ def as_json(found: Standing) -> dict[str, Any]:
 def as_text(found: Standing) -> str:
     """For people, in a few lines."""
     counts = [f"{count} {state}" for state, count in found.trials_by_state.items() if count]
-    lines = [f"{found.name}: {found.state}" + (f" ({found.end})" if found.end not in ("", found.state) else "")]
+    lines = [f"{found.name}: {found.state}" + (f" ({found.end})" if found.end not in ("", "finished") else "")]
     lines.append(f"  trials   {', '.join(counts)} of {found.trials_planned}")
     if found.failures:
         lines.append(f"  failed   {', '.join(f'{count} {kind}' for kind, count in found.failures.items())}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import shutil
 from pathlib import Path
 
 from service import driver
 from service.records import CHECKPOINT_FILE, REFERENCES, SweepRecord, SweepStore
 from service.settings import StorageConfig
+from service.space import points
 from service.spec import SweepSpec, differences, load_spec
 from trainables.errors import ConfigError, StorageError, did_you_mean
 
@@ -106,8 +109,10 @@ def extend(store: SweepStore, *, trials: str, wall_time: str, device_hours: floa
     with driver.hold(store.folder):
         sweep, spec = store.sweep(), stored_spec(store)
         total = _total(trials, sweep.total_trials)
-        if spec.sampler.name == "grid" and total > sweep.total_trials:
-            raise ConfigError(f"--trials {trials}: the sampler is 'grid', and every point of it is planned already.")
+        if spec.sampler.name == "grid" and total > (num_points := len(points(spec.space))):
+            raise ConfigError(f"--trials is {trials}, but the grid has {num_points} points; give no more than that.")
+        if device_hours is not None and not math.isfinite(device_hours):
+            raise ConfigError(f"--device-hours is {device_hours}; give a positive number, or 0 for no limit.")
         given = {"wall_time": wall_time or None, "device_hours": device_hours}
         limits = {**sweep.limits, **{name: value for name, value in given.items() if value is not None}}
         dataclasses.replace(spec.limits, **limits)  # refuses what is no limit
@@ -120,7 +125,7 @@ def _total(trials: str, planned: int) -> int:
     if not trials:
         return planned
     number = trials.removeprefix("+")
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", number):
         raise ConfigError(f"--trials is {trials!r}; give how many more (+20), or how many in all (60).")
     total = int(number) + (planned if trials.startswith("+") else 0)
     if total < planned:
