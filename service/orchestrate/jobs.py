@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from service.spec import SweepSpec
+from service.tracking import first_line
 from trainables.errors import ConfigError, StorageError
 
 PACKAGES = ("service", "trainables", "dashboards")
+JOB_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""A driver that is told to stop writes down where it was; Ray would kill it after three seconds."""
 POLL_S = 1.0
+JOB_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""Ray would kill a job that is stopped after 3 seconds, where it may still be writing down how far it came."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -34,15 +39,19 @@ def submit_sweep(spec: SweepSpec, address: str) -> str:
     active = [job.submission_id for job in earlier if str(job.status) not in ENDED]
     if active:
         raise ConfigError(f"{spec.name} is running on {address} already, as {active[0]}; stop it, or wait for its end.")
-    name = f"{_prefix(spec.name)}{len(earlier) + 1}"
+    last = int(earlier[-1].submission_id.removeprefix(_prefix(spec.name))) if earlier else 0
+    name = f"{_prefix(spec.name)}{last + 1}"
     with tempfile.TemporaryDirectory() as folder:
         _pack(spec, Path(folder))
-        client.submit_job(
-            entrypoint="python -m service.cli run sweep.yaml --address auto",
-            submission_id=name,
-            runtime_env={"working_dir": folder, "env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
-            metadata={"sweep": spec.name, "spec": spec.hash[:12]},
-        )
+        try:
+            client.submit_job(
+                entrypoint="python -m service.cli run sweep.yaml --address auto",
+                submission_id=name,
+                runtime_env={"working_dir": folder, "env_vars": JOB_ENVIRONMENT},
+                metadata={"sweep": spec.name, "spec": spec.hash[:12]},
+            )
+        except RuntimeError as error:
+            raise ConfigError(f"--address {address}: the job {name} was refused: {first_line(error)}") from None
     return name
 
 
@@ -86,10 +95,15 @@ def _prefix(name: str) -> str:
 
 def _jobs(client: Any, name: str) -> list[Any]:
     """The jobs of one sweep, by number; another sweep's name may begin like this one's."""
-    prefix = _prefix(name)
-    ours = [job for job in client.list_jobs() if (job.submission_id or "").startswith(prefix)]
-    numbered = [job for job in ours if job.submission_id.removeprefix(prefix).isdigit()]
-    return sorted(numbered, key=lambda job: int(job.submission_id.removeprefix(prefix)))
+    ours = [job for job in client.list_jobs() if _number(job, name)]
+    return sorted(ours, key=lambda job: _number(job, name))
+
+
+def _number(job: Any, name: str) -> int:
+    """Of a job of this sweep, from 1; 0 for others."""
+    prefix, submission = _prefix(name), job.submission_id or ""
+    number = submission.removeprefix(prefix)
+    return int(number) if submission.startswith(prefix) and number.isdecimal() else 0
 
 
 def _last(client: Any, name: str, address: str) -> Any:
