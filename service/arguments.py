@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from trainables.errors import BitfrontError
 
-USAGE_ERROR, RUN_ERROR = 2, 1
+USAGE_ERROR, RUN_ERROR, INTERRUPT_STATUS = 2, 1, 130
 DEFAULT_STORAGE = "bitfront-sweeps"
 
 
@@ -19,12 +19,21 @@ class Commands(click.Group):
     """Turns our errors into one message on standard error."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As the group does; status 1 for errors of a sweep that has begun, 2 for all others."""
+        """As the group does; status 1 for errors of a sweep that has begun, 2 for all others, 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
         except BitfrontError as error:
             click.echo(f"bitfront: {error}", err=True)
             ctx.exit(USAGE_ERROR if not ctx.obj else RUN_ERROR)
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads any more
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"bitfront: {where}{error.strerror or error}", err=True)
+            ctx.exit(USAGE_ERROR if not ctx.obj else RUN_ERROR)
+        except KeyboardInterrupt:
+            click.echo("bitfront: interrupted", err=True)
+            ctx.exit(INTERRUPT_STATUS)
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

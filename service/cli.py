@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.arguments import Commands, address_option, overrides_option, storage_option, sweep_argument
+from service.arguments import (
+    INTERRUPT_STATUS,
+    RUN_ERROR,
+    USAGE_ERROR,
+    Commands,
+    address_option,
+    overrides_option,
+    storage_option,
+    sweep_argument,
+)
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
 
 if TYPE_CHECKING:
     from service.orchestrate.sweep import SweepOutcome
     from service.records import SweepStore
     from service.spec import SweepSpec
-
-RUN_ERROR, STOPPED = 1, 130
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,10 +121,9 @@ def extend(
     if not trials and not wall_time and device_hours is None:
         raise click.UsageError("Nothing to extend: give --trials, --wall-time or --device-hours.")
     store = sweeps.find_sweep(storage.absolute(), name)
+    _preflight(sweeps.stored_spec(store), address)
     sweeps.extend(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
-    spec = sweeps.stored_spec(store)
-    _preflight(spec, address)
-    _drive(ctx, store, spec, address)
+    _drive(ctx, store, sweeps.stored_spec(store), address)
 
 
 @main.command("rerun-failed")
@@ -140,20 +146,22 @@ def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> 
 def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> None:
     from rich.console import Console
 
+    from service.orchestrate.limits import STOPPED as STOPPED_ON_REQUEST
     from service.orchestrate.scheduler import longest_trial
     from service.orchestrate.sweep import INTERRUPTED, run_sweep
     from service.progress import Progress
     from service.sweeps import with_extensions
 
-    console = Console()
+    # Errors quote what libraries say, in brackets too.
+    console = Console(markup=False)
     ctx.find_root().obj = "running"
     spec = with_extensions(spec, store.folder.parent, store.sweep())
     outcome = run_sweep(
         spec, store, lambda store: Progress(console, store, epochs_per_trial=longest_trial(spec)), address=address
     )
     _print_outcome(outcome, spec, console)
-    if outcome.end == INTERRUPTED or "on request" in outcome.end:
-        ctx.exit(STOPPED)
+    if outcome.end in (INTERRUPTED, STOPPED_ON_REQUEST):
+        ctx.exit(INTERRUPT_STATUS)
     ctx.exit(0 if outcome.found.done else RUN_ERROR)
 
 
@@ -161,7 +169,8 @@ def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None
     from dashboards.front import as_table
     from service.orchestrate.sweep import FINISHED
     from service.progress import describe
-    from service.tracking import without_secrets
+    from service.standing import next_command
+    from service.tracking import first_line, without_secrets
 
     sweep, found, uri = outcome.store.sweep(), outcome.found, spec.tracking.uri
     for trial in outcome.store.trials():
@@ -174,11 +183,11 @@ def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None
     else:
         console.print(f"{sweep.name}: no trial is done within the constraints, so there is no front.")
     if outcome.mirror_error is not None:
-        line = str(outcome.mirror_error).splitlines()[0]
+        line = first_line(outcome.mirror_error)
         hint = f"when it is back: {_own_command()} sync {sweep.name}{_storage_hint(outcome.store)}"
         console.print(f"The tracking record is behind ({line}); {hint}", highlight=False, soft_wrap=True)
     if outcome.end != FINISHED:
-        command = f"{_own_command()} resume {sweep.name}{_storage_hint(outcome.store)}"
+        command = f"{_own_command()} {next_command(sweep)}{_storage_hint(outcome.store)}"
         console.print(f"Ended early: {outcome.end}. Go on with:  {command}", highlight=False, soft_wrap=True)
     console.print(f"Stored in {outcome.store.folder}", highlight=False, soft_wrap=True)
     if uri and not uri.startswith("sqlite:"):
@@ -206,7 +215,6 @@ def _own_command() -> str:
 @click.pass_context
 def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
     """Check sweeps without running them: YAML, data, machine, storage, tracking, budgets against the network."""
-    from service.arguments import USAGE_ERROR
     from service.spec import load_spec
     from trainables.errors import BitfrontError
 
@@ -235,7 +243,6 @@ def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], addres
     Exit status 2 when a limit leaves nothing to run.
     """
     from service import plan as planning
-    from service.arguments import USAGE_ERROR
     from service.estimate import estimate_hours
     from service.preflight import check as check_machine
     from service.settings import next_launches

@@ -107,7 +107,8 @@ def alive(folder: Path) -> bool:
     if _held_elsewhere(folder):
         return True
     try:
-        descriptor = os.open(_lock(folder), os.O_RDWR)
+        # For reading: whoever may look at a sweep may ask.
+        descriptor = os.open(_lock(folder), os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

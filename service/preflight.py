@@ -28,11 +28,16 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
         cpus: of the machine or the cluster; None for those of this machine.
         gpus: likewise; None leaves them to Ray, which finds them without torch.
     """
-    _raise(spec, [*_cpu_problems(spec, cpus or os.cpu_count() or 1), *_gpu_problems(spec, gpus)])
+    check_resources(spec, cpus=os.cpu_count() or 1 if cpus is None else cpus, gpus=gpus)
     check_data(spec.data)
     storage = Path(spec.storage.path).absolute()
     _check_storage(storage)
     check_tracking(resolve_uri(spec.tracking.uri, storage))
+
+
+def check_resources(spec: SweepSpec, *, cpus: float, gpus: float | None) -> None:
+    """Raises SpecError for trials that so many CPUs and GPUs cannot hold; arguments as in `check`."""
+    _raise(spec, [*_cpu_problems(spec, cpus), *_gpu_problems(spec, gpus)])
 
 
 def _raise(spec: SweepSpec, problems: list[Problem]) -> None:

@@ -50,7 +50,7 @@ class Progress:
     def note(self, line: str) -> None:
         """Something worth a line of its own, here and in the sweep's log."""
         self._store.log(line)
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, trial_id: str) -> None:
         """A trial has begun."""

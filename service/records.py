@@ -110,6 +110,10 @@ class SweepRecord:
         return f"{self.name}@{self.created_ms}"
 
 
+class NameTakenError(StorageError):
+    """Another process has begun a sweep of this name in the same moment."""
+
+
 class SweepStore:
     """Reads and writes one sweep's folder."""
 
@@ -120,7 +124,7 @@ class SweepStore:
 
     @classmethod
     def create(cls, storage: Path, sweep: SweepRecord, *, spec_text: str) -> SweepStore:
-        """A new folder for the sweep, whole or not at all. Raises StorageError where the name is taken."""
+        """A new folder for the sweep, whole or not at all. Raises NameTakenError."""
         folder = storage / sweep.name
         unfinished = storage / f".{sweep.name}.{uuid.uuid4().hex[:8]}"
         try:
@@ -131,7 +135,7 @@ class SweepStore:
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if folder.exists():
-                raise StorageError(f"{folder} exists already.") from None
+                raise NameTakenError(f"{folder} exists already.") from None
             raise StorageError(f"storage.path: {storage} cannot be written: {error.strerror}.") from None
         return cls(folder)
 

@@ -38,6 +38,8 @@ class Standing:
     """Spent so far, the reference not included."""
     seconds_left: float | None
     """At the pace so far; None where that says nothing."""
+    next_command: str
+    """What goes on with it."""
 
 
 def standing(store: SweepStore) -> Standing:
@@ -64,6 +66,7 @@ def standing(store: SweepStore) -> Standing:
         best_top1=max((t.metrics["top1"] for t in found.done if t.trial_id not in beyond), default=None),
         device_hours=spent_hours(store),
         seconds_left=_seconds_left(sweep, trials) if alive else None,
+        next_command=next_command(sweep),
     )
 
 
@@ -74,6 +77,14 @@ def _state(sweep: SweepRecord, *, alive: bool, complete: bool) -> SweepState:
         return "stale"
     # One that was extended since, or has trials to run again, has something left to do.
     return "finished" if sweep.end == "finished" and complete else "stopped"
+
+
+def next_command(sweep: SweepRecord) -> str:
+    """What goes on with a sweep that is not running: a limit has to be raised first."""
+    for limit, example in (("wall_time", "2d"), ("device_hours", "100")):
+        if sweep.end.startswith(f"reached limits.{limit}"):
+            return f"extend {sweep.name} --{limit.replace('_', '-')} {example}"
+    return f"resume {sweep.name}"
 
 
 def spent_hours(store: SweepStore) -> float:
@@ -110,7 +121,7 @@ def as_text(found: Standing) -> str:
     if found.state == "stale":
         lines.append(f"  Its driver is gone; go on with: bitfront resume {found.name}")
     elif found.state == "stopped":
-        lines.append(f"  Go on with: bitfront resume {found.name}")
+        lines.append(f"  Go on with: bitfront {found.next_command}")
     return "\n".join(lines)
 
 

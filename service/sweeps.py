@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -9,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from service import driver
-from service.records import CHECKPOINT_FILE, REFERENCES, SweepRecord, SweepStore
+from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRecord, SweepStore
 from service.settings import StorageConfig
 from service.space import points
 from service.spec import SweepSpec, differences, load_spec
@@ -31,7 +32,8 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
     if spec.name in RESERVED:
         raise ConfigError(f"name is {spec.name!r}, which the storage uses itself; choose another.")
     if not folder.exists():
-        return SweepStore.create(storage, record_of(spec, now_ms=now_ms), spec_text=spec.text)
+        with contextlib.suppress(NameTakenError):
+            return SweepStore.create(storage, record_of(spec, now_ms=now_ms), spec_text=spec.text)
     store = SweepStore.open(folder)
     old = load_spec(folder / "spec.yaml")
     changed = differences(old.identity, spec.identity)
@@ -84,8 +86,13 @@ def list_sweeps(storage: Path) -> list[SweepStore]:
     """All sweeps of a storage folder, by the time of their beginning."""
     if not storage.is_dir():
         return []
-    stores = [SweepStore(folder.parent) for folder in storage.glob("[!.]*/sweep.json")]
-    return sorted(stores, key=lambda store: store.sweep().created_ms)
+    found = []
+    for path in storage.glob("[!.]*/sweep.json"):
+        # One that is damaged, or of another version, is named when somebody asks for it.
+        with contextlib.suppress(StorageError):
+            store = SweepStore(path.parent)
+            found.append((store.sweep().created_ms, path.parent.name, store))
+    return [store for _, _, store in sorted(found, key=lambda one: one[:2])]
 
 
 def stored_spec(store: SweepStore) -> SweepSpec:

@@ -7,8 +7,10 @@ any time, by any process, and be rebuilt from the sweep's storage if it is lost.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -39,6 +41,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
 PROBE_TIMEOUT_S = 5.0
 METRICS_PER_BATCH = 1000
+PAUSE_S = 0.5
 STATUS = {
     "pending": "KILLED",  # it ran before, and waits for the next driver
     "stale": "KILLED",
@@ -70,16 +73,21 @@ def check_tracking(uri: str) -> None:
             _client(uri).search_experiments(max_results=1)
         except Exception as error:  # MLflow passes on whatever its stores and requests raise
             place = without_secrets(uri)
-            raise TrackingError(f"tracking.uri: {place} does not answer as MLflow: {_line(error)}") from None
+            raise TrackingError(f"tracking.uri: {place} does not answer as MLflow: {first_line(error)}") from None
 
 
 def _probe_server(uri: str) -> None:
     try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PROBE_TIMEOUT_S).close()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        urllib.request.urlopen(without_secrets(uri).rstrip("/") + "/health", timeout=PROBE_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):
+            raise TrackingError(
+                f"tracking.uri: {without_secrets(uri)} answers with status {error.code}; is it an MLflow server?"
+            ) from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise TrackingError(
-            f"tracking.uri: {without_secrets(uri)} cannot be reached ({_line(error)}). Start the server, correct the "
-            "address, or leave tracking.uri out to record in the sweep's storage."
+            f"tracking.uri: {without_secrets(uri)} cannot be reached ({first_line(error)}). Start the server, correct "
+            "the address, or leave tracking.uri out to record in the sweep's storage."
         ) from None
 
 
@@ -95,8 +103,10 @@ def _probe_sqlite(path: Path) -> None:
         raise TrackingError(f"tracking.uri: {path} cannot be created: {place} is not a writable folder.")
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the credentials of addresses in it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return re.sub(r"(?<=://)[^/@\s]+@", "", line)
 
 
 def without_secrets(uri: str) -> str:
@@ -107,7 +117,8 @@ def without_secrets(uri: str) -> str:
 
 def _client(uri: str) -> MlflowClient:
     # MLflow's own defaults block for minutes when a server is away.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # A run that is asked for twice is there twice; the next sync tries again anyway.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -143,6 +154,8 @@ class _Child:
     front: str
     failed: bool = False
     """Whether it has tags that say why it failed."""
+    described: bool = False
+    """Whether it has its parameters."""
 
 
 class Tracker:
@@ -194,14 +207,18 @@ class Tracker:
     def _find_parent(self, client: MlflowClient, experiment_id: str) -> Run:
         sweep = self.store.sweep()
         found = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep.sweep_id}'", max_results=1)
-        if found:
+        if found and found[0].data.params:
             return found[0]
         tags = {SWEEP_TAG: sweep.sweep_id, "bitfront.spec_hash": sweep.spec_hash, **sweep.tags}
         if sweep.owner:
             tags["bitfront.owner"] = sweep.owner
-        run = client.create_run(experiment_id, start_time=sweep.created_ms, tags=tags, run_name=sweep.name)
-        _log(client, run.info.run_id, params=sweep.facts)
+        if found:
+            run = found[0]
+        else:
+            run = client.create_run(experiment_id, start_time=sweep.created_ms, tags=tags, run_name=sweep.name)
         client.log_artifact(run.info.run_id, str(self.store.folder / "spec.yaml"))
+        # Last: a run without them is described again.
+        _log(client, run.info.run_id, params=sweep.facts)
         return run
 
     def _find_children(self, client: MlflowClient, experiment_id: str, parent: Run) -> dict[str, _Child]:
@@ -213,9 +230,19 @@ class Tracker:
             )
             for run in page:
                 tags = run.data.tags
+                if TRIAL_TAG not in tags:
+                    continue  # somebody else's, hung below the sweep by hand
+                if tags[TRIAL_TAG] in found:
+                    client.delete_run(run.info.run_id)
+                    continue
                 epochs, front = int(tags.get(EPOCHS_TAG, "0")), tags.get(FRONT_TAG, "")
                 found[tags[TRIAL_TAG]] = _Child(
-                    run.info.run_id, tags.get(STATE_TAG, ""), epochs, front, failed=ERROR_TAG in tags
+                    run.info.run_id,
+                    tags.get(STATE_TAG, ""),
+                    epochs,
+                    front,
+                    failed=ERROR_TAG in tags,
+                    described=bool(run.data.params),
                 )
             token = page.token
             if not token:
@@ -226,13 +253,15 @@ class Tracker:
         name = f"{self.store.folder.name}-{trial.number}"
         experiment_id = parent.info.experiment_id
         run = client.create_run(experiment_id, start_time=trial.started_ms, tags=tags, run_name=name)
-        _log(client, run.info.run_id, params={name: str(value) for name, value in trial.settings.items()})
         return _Child(run.info.run_id, "running", 0, "")
 
     def _sync_trial(self, client: MlflowClient, parent: Run, trial: TrialRecord, *, member: bool, alive: bool) -> None:
         child = self._children.get(trial.trial_id)
         if child is None:
             child = self._children[trial.trial_id] = self._new_child(client, parent, trial)
+        if not child.described:
+            _log(client, child.run_id, params={name: str(value) for name, value in trial.settings.items()})
+            child.described = True
         state = "stale" if trial.state == "running" and not alive else trial.state
         if child.state != state or state == "running":
             self._sync_epochs(client, child, trial)
@@ -302,7 +331,10 @@ class Tracker:
     ) -> None:
         run_id = parent.info.run_id
         ended = [trial for trial in trials if trial.final]
-        standing = (len(ended), frozenset(t.trial_id for t in found.members), sweep.ended_ms, sweep.end, alive)
+        page = self.store.folder / "front.html"
+        page_ns = page.stat().st_mtime_ns if sweep.ended_ms and page.exists() else 0
+        members = frozenset(trial.trial_id for trial in found.members)
+        standing = (len(ended), members, sweep.ended_ms, sweep.end, alive, page_ns)
         if standing == self._published:
             return
         time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in ended)])
@@ -311,7 +343,8 @@ class Tracker:
         best = max((trial.metrics["top1"] for trial in found.done), default=None)
         numbers = {**counts, "front_size": len(found.members)} | ({} if best is None else {"best_top1": best})
         _log(client, run_id, metrics=[(name, float(value), time_ms, len(ended)) for name, value in numbers.items()])
-        for name in ("front.json", "front.md", "front.html"):
+        # The page is large, and made when the sweep is closed.
+        for name in ("front.json", "front.md", *(["front.html"] if page_ns else [])):
             if (self.store.folder / name).exists():
                 client.log_artifact(run_id, str(self.store.folder / name))
         note = self.store.folder / "front.md"
@@ -369,14 +402,17 @@ class BackgroundMirror:
     def _work(self) -> None:
         while True:
             self._wanted.wait()
-            closing = self._closing.is_set()
+            # What comes in the meantime is one sync: epochs may be short, and trials many.
+            self._closing.wait(PAUSE_S)
+            # In this order: `close` sets both, and its wish must not be cleared unread.
             self._wanted.clear()
+            closing = self._closing.is_set()
             try:
                 self._tracker.sync()
                 self._error = None
             except Exception as error:  # whatever the server does, the sweep goes on and the next sync tries again
                 if self._error is None:
-                    log.warning("the tracking record is behind: %s", _line(error))
+                    log.warning("the tracking record is behind: %s", first_line(error))
                 self._error = error
             if closing:
                 return
@@ -384,6 +420,10 @@ class BackgroundMirror:
 
 def serve_ui(storage: Path, uri: str, *, host: str, port: int) -> int:
     """Runs MLflow's server on the database until it ends; its exit status. An empty `uri` is the storage's own."""
+    if uri and not uri.startswith("sqlite:"):
+        raise TrackingError(
+            f"--uri {without_secrets(uri)}: only an SQLite database is opened here; a server has its own pages."
+        )
     database = Path(resolve_uri(uri, storage).split("///", 1)[-1])
     if not database.exists():
         raise TrackingError(f"{database} does not exist: run a sweep with this storage first, or give --storage.")

@@ -38,6 +38,10 @@ class StorageError(BitfrontError):
     """A sweep's storage that is missing, incomplete or not writable."""
 
 
+class LostError(BitfrontError):
+    """Work that failed without a fault in what the user wrote: a process, a machine or memory that was lost."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest known name, and all of them."""
     names = sorted(known)

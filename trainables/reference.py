@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -63,12 +64,13 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     workers = Workers.current()
     data = load_data(config.data)
     _check_network(config, data, workers)
-    known = ReferenceRecord.find(store, config.reference_key)
-    if known is not None:
-        return known
-    make_repeatable(config.reference.seed)
     # Two that train the same reference write the same bits, each file whole.
     checkpoint = Checkpoint(store / f".{config.reference_key}.checkpoint.pt", workers)
+    known = ReferenceRecord.find(store, config.reference_key)
+    if known is not None:
+        checkpoint.remove()
+        return known
+    make_repeatable(config.reference.seed)
     checkpoint.watch("reference")
     net, score = _train_reference(config, data, workers, report, checkpoint)
     checkpoint.stop()
@@ -183,6 +185,9 @@ def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
     unfinished.mkdir()
     torch.save(net.state_dict(), unfinished / "model.pt")
     (unfinished / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+    for path in unfinished.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     try:
         unfinished.rename(folder)
     except OSError:

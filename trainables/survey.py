@@ -237,6 +237,9 @@ class _Sample:
     count: int
     clock: _Clock
     what: str
+    later: str
+    """What they are for when they are read again."""
+    read: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -245,7 +248,9 @@ class _Sample:
         """See `ImageSet.batch`."""
         asked_s = self.clock.now_s()
         made = self.images.batch(places % len(self.images), draws)
-        self.clock.notes.append(_Note(self.what, asked_s, self.clock.now_s()))
+        what = self.what if self.read < self.count else self.later
+        self.read += len(places)
+        self.clock.notes.append(_Note(what, asked_s, self.clock.now_s()))
         return made
 
 
@@ -254,8 +259,9 @@ def _sampled(data: DataSplits, config: TrialConfig, batch_size: int, clock: _Clo
     steps = TIMED_STEPS + 1
     return replace(
         data,
-        train=_Sample(data.train, steps * batch_size, clock, "training"),
-        validation=_Sample(data.validation, steps * config.evaluation.batch_size, clock, "validation"),
+        train=_Sample(data.train, steps * batch_size, clock, "training", "training"),
+        # An epoch of the finetune takes top-1 first, then compares attribution.
+        validation=_Sample(data.validation, steps * config.evaluation.batch_size, clock, "validation", "comparison"),
     )
 
 
@@ -284,16 +290,7 @@ def _run_reference(config: TrialConfig, data: DataSplits, workers: Workers) -> N
 
 def _run_finetune(bench: Bench, policy: BitPolicy, clock: _Clock) -> None:
     samples = _sampled(bench.data, bench.config, bench.config.finetune.batch_size, clock)
-    validation = samples.validation
-    assert isinstance(validation, _Sample)
-
-    def on_report(epoch: EpochReport) -> None:
-        # What reads validation images after the last epoch compares attribution.
-        clock.end()
-        validation.what = "comparison"
-
-    finetune(replace(bench, data=samples), policy, on_report)
-    clock.end()
+    finetune(replace(bench, data=samples), policy, lambda epoch: clock.end())
 
 
 def _quiet(epoch: EpochReport) -> None:

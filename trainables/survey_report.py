@@ -60,12 +60,11 @@ class StepTimes:
 
 
 def trial_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
-    """Device-hours of a trial that runs to its end: search, finetune with a validation after each epoch, comparison."""
+    """Device-hours of a trial that runs to its end: search, finetune with top-1 and attribution after each epoch."""
     search_s = config.method.epochs * survey.steps_per_epoch["search"] * times.search_s
     finetune_s = config.finetune.epochs * survey.steps_per_epoch["finetune"] * times.finetune_s
-    validation_s = _validation_batches(config, survey) * (config.finetune.epochs * times.validation_s)
-    comparison_s = _validation_batches(config, survey) * times.comparison_s
-    return (search_s + finetune_s + validation_s + comparison_s) * workers / 3600
+    measured_s = _validation_batches(config, survey) * (times.validation_s + times.comparison_s)
+    return (search_s + finetune_s + config.finetune.epochs * measured_s) * workers / 3600
 
 
 def reference_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
+from service.preflight import check_resources
 from service.spec import SweepSpec
 from trainables.errors import ConfigError
 
+CONNECT_S = 5.0
 GIVE_UP_S = "10"
 """A driver whose own Ray has been killed should end, not wait a minute for it to come back."""
 
@@ -45,27 +48,43 @@ def size(address: str) -> tuple[float, float]:
 def _start(address: str) -> None:
     if not address:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GIVE_UP_S)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        # Not a cluster that happens to run on this machine.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
         return
     if address.startswith("ray://"):
         raise ConfigError(
             f"--address is {address}, Ray's client protocol, over which Tune does not run. Give the head's own address "
             "(host:6379) on a machine of the cluster, or send the sweep there with: bitfront submit"
         )
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except (ConnectionError, ValueError) as error:
+        if host:
+            # Ray itself waits for minutes.
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        _init(address)
+    except (OSError, RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or ["no answer"])[0]
         raise ConfigError(f"--address {address}: no Ray cluster answers there: {line}") from None
 
 
+def _init(address: str, **settings: bool) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings)
+
+
 def _check(spec: SweepSpec) -> None:
-    """Raises ConfigError where the cluster as a whole is too small for one trial."""
-    resources, found = spec.resources, ray.cluster_resources()
-    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
-        needed = each * resources.workers
-        if needed > found.get(kind, 0):
-            raise ConfigError(
-                f"resources: a trial asks for {needed:g} {kind}s ({resources.workers} workers × {each:g}), the cluster "
-                f"has {found.get(kind, 0):g}; ask for fewer."
-            )
+    """Raises SpecError where the cluster is too small for the trials, or each of its machines for one worker."""
+    found = ray.cluster_resources()
+    check_resources(spec, cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        each = getattr(spec.resources, key)
+        if not any(machine.get(kind, 0.0) >= each for machine in machines):
+            largest = max(machine.get(kind, 0.0) for machine in machines)
+            message = f"resources.{key}: {each:g} {kind}s for a worker, but no machine has more than {largest:g}"
+            raise spec.refuse(("resources", key), f"{message}; ask for fewer")

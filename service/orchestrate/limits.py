@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -15,19 +16,23 @@ from service.settings import parse_duration
 from service.spec import SweepSpec
 from service.standing import spent_hours
 
+STOPPED = "stopped on request"
 CHECK_EVERY_S = 0.5
+NOTE_EVERY_S = 10.0
+"""How much of limits.wall_time a driver that is killed has had for nothing."""
 
 
 class SweepStopper(Stopper):  # type: ignore[misc]  # Ray is not typed
     """Ends the sweep, with running trials to be gone on with, at a limit or when somebody asks."""
 
-    def __init__(self, spec: SweepSpec, store: SweepStore) -> None:
+    def __init__(self, spec: SweepSpec, store: SweepStore, *, before_s: float, began: float) -> None:
+        """`before_s`: what earlier runs took; `began`: when this one did, on the monotonic clock."""
         self._store, self._workers = store, spec.resources.workers
         self._hours_limit = spec.limits.device_hours
         self._hours = spent_hours(store)
-        wall_time = parse_duration(spec.limits.wall_time)
-        self._deadline = time.monotonic() + wall_time - store.sweep().running_s if wall_time else float("inf")
-        self._next_check = 0.0
+        self._wall_time = parse_duration(spec.limits.wall_time) or float("inf")
+        self._before_s, self._began = before_s, began
+        self._next_check, self._next_note = 0.0, NOTE_EVERY_S
         self.reason = ""
         """Why the sweep is being stopped; empty while it is not."""
 
@@ -47,11 +52,15 @@ class SweepStopper(Stopper):  # type: ignore[misc]  # Ray is not typed
         if self.reason or time.monotonic() < self._next_check:
             return bool(self.reason)
         self._next_check = time.monotonic() + CHECK_EVERY_S
+        running_s = self._before_s + time.monotonic() - self._began
+        if running_s - self._before_s >= self._next_note:
+            self._next_note += NOTE_EVERY_S
+            self._store.save_sweep(dataclasses.replace(self._store.sweep(), running_s=running_s))
         if driver.stop_requested(self._store.folder):
-            self.reason = "stopped on request"
+            self.reason = STOPPED
         elif self._hours_limit and self._hours >= self._hours_limit:
             self.reason = f"reached limits.device_hours ({self._hours_limit:g})"
-        elif time.monotonic() >= self._deadline:
+        elif running_s >= self._wall_time:
             self.reason = "reached limits.wall_time"
         return bool(self.reason)
 
@@ -62,20 +71,13 @@ def end_after(store: SweepStore, begun: TrialRecord, trial_time: str) -> threadi
     def end() -> None:
         error = f"ran longer than limits.trial_time ({trial_time})"
         ended_ms = time.time_ns() // 1_000_000
-        store.finish_trial(
-            TrialRecord(
-                trial_id=begun.trial_id,
-                number=begun.number,
-                state="failed",
-                settings=begun.settings,
-                started_ms=begun.started_ms,
-                ended_ms=ended_ms,
-                attempts=begun.attempts,
-                failure="timed out",
-                error=error,
-            )
-        )
-        os._exit(1)
+        try:
+            if store.trial(begun.trial_id).attempts == begun.attempts:
+                store.finish_trial(
+                    dataclasses.replace(begun, state="failed", ended_ms=ended_ms, failure="timed out", error=error)
+                )
+        finally:
+            os._exit(1)
 
     timer = threading.Timer(parse_duration(trial_time) or threading.TIMEOUT_MAX, end)
     timer.daemon = True

@@ -35,6 +35,8 @@ from service.space import Domain, Scalar, fit, is_active, points, suggest, unit_
 from service.spec import SweepSpec
 from trainables.errors import ConfigError, StorageError
 
+LEARNED_ATTR = "learned"
+"""Of the study: other sweeps' results are in it."""
 TRIAL_ATTR, ORIGIN_ATTR = "trial", "origin"
 """User attributes of the study's trials: the sweep's trial, or another sweep's that it was learned from."""
 STATES = {
@@ -54,12 +56,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._spec, self._store = spec, store
         self._study = open_study(store)
+        self._grid: list[dict[str, Scalar]] = []
         self._running: dict[str, str] = {}
         """Our trial by Tune's id."""
         self._untold: dict[str, tuple[int, int]] = {}
         """Number and key in the study of each trial that the study has not been told of."""
         self._learn_from_others()
         self._catch_up()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune writes its searcher down; this one is made from the sweep's storage, and knows what ${NAME} stands for.
+        return Searcher, ()
 
     @property
     def remaining(self) -> int:
@@ -109,7 +116,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         if number < len(spec.warm_start.points):
             fixed = spec.warm_start.points[number]
         elif spec.sampler.name == "grid":
-            fixed = points(spec.space)[number]
+            self._grid = self._grid or points(spec.space)
+            fixed = self._grid[number]
         elif spec.sampler.name == "quasi-random":
             fixed = unit_point(spec.space, sobol_point(len(spec.space), number, seed=spec.sampler.seed))
         return PartialFixedSampler(dict(fixed), base) if fixed else base
@@ -150,6 +158,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         self._study.add_trial(added)
 
     def _learn_from_others(self) -> None:
+        """Once: the other sweeps may have gone on since, and a resumed sweep would be another one."""
+        if self._study.user_attrs.get(LEARNED_ATTR):
+            return
         known = {trial.user_attrs.get(ORIGIN_ATTR) for trial in self._study.trials}
         for name in self._spec.warm_start.sweeps:
             try:
@@ -160,6 +171,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
                 origin = f"{name}/{record.trial_id}"
                 if record.state == "done" and origin not in known:
                     self._add(record, {ORIGIN_ATTR: origin})
+        self._study.set_user_attr(LEARNED_ATTR, True)
 
     def _catch_up(self) -> None:
         """Brings the study in line with the storage after a driver was killed, wherever that was."""
@@ -188,7 +200,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
             elif record.trial_id in self._untold or (record.state == "done" and record.trial_id not in with_values):
                 self._tell(record)
         self._waiting = deque(waiting)
-        self._planned = len(records)
+        # One more than the highest number, should a trial's folder ever be lost.
+        self._planned = max((record.number + 1 for record in records.values()), default=0)
 
 
 def open_study(store: SweepStore) -> optuna.Study:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
@@ -29,8 +28,8 @@ from dashboards.front import as_json, as_markdown, as_page
 from service import driver
 from service.front import Front, find_front
 from service.orchestrate.cluster import connected
-from service.orchestrate.failures import unwrapped
-from service.orchestrate.limits import SweepStopper, end_after
+from service.orchestrate.limits import STOPPED, SweepStopper, end_after
+from service.orchestrate.reference import StoppedError, prepare_reference
 from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
 from service.orchestrate.worker import (
@@ -38,7 +37,6 @@ from service.orchestrate.worker import (
     Science,
     SupersededError,
     TrialJob,
-    make_reference,
     now_ms,
     run_trial,
     settle_failure,
@@ -48,8 +46,6 @@ from service.records import SweepStore, write_json, write_text
 from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import BackgroundMirror, Tracker, resolve_uri
-from trainables.api import ReferenceRecord
-from trainables.config import TrialConfig
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
 DRIVER_MEMORY = 2**20
@@ -83,24 +79,29 @@ def run_sweep(
     """
     science = science or RealScience()
     with driver.hold(store.folder):
-        began, end = time.monotonic(), INTERRUPTED
+        began, end, before_s = time.monotonic(), INTERRUPTED, store.sweep().running_s
         store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=0, end=""))
         storage = store.folder.parent
         tracker = Tracker(store, uri=resolve_uri(spec.tracking.uri, storage), experiment=spec.tracking.experiment)
         mirror = BackgroundMirror(tracker)
         try:
             if _is_finished(spec, store):
+                # A driver may have been killed between the last result and telling the study.
+                StudySearcher(spec, store)
                 end = FINISHED
             else:
                 with connected(spec, address), _stopped_by_sigterm(store), progress_for(store) as progress:
-                    _prepare_reference(spec, store, progress, science)
+                    prepare_reference(spec, store, progress, science)
                     mirror.poke()
-                    end = _run_trials(spec, store, progress, mirror, science)
+                    stopper = SweepStopper(spec, store, before_s=before_s, began=began)
+                    end = _run_trials(spec, store, progress, mirror, science, stopper)
+        except StoppedError:
+            end = STOPPED
         except Exception as error:
             end = f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise
         finally:
-            _close(store, end, seconds=time.monotonic() - began)
+            _close(store, end, running_s=before_s + time.monotonic() - began)
             found = publish(store, page=True)
             error_in_mirror = mirror.close()
         return SweepOutcome(store, found, end, error_in_mirror)
@@ -124,52 +125,21 @@ def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _close(store: SweepStore, end: str, *, seconds: float) -> None:
+def _close(store: SweepStore, end: str, *, running_s: float) -> None:
     """The driver is gone now, and says so; trials that it cut off wait for the next."""
     for trial in store.trials():
         store.interrupt_trial(trial.trial_id)
-    sweep = store.sweep()
-    store.save_sweep(dataclasses.replace(sweep, ended_ms=now_ms(), end=end, running_s=sweep.running_s + seconds))
+    store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms(), end=end, running_s=running_s))
     store.log(f"closed: {end}")
 
 
-def _prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
-    config = spec.trial_config(spec.example_settings())
-    record = ReferenceRecord.find(store.references, config.reference_key)
-    progress.note(f"reference: {'found' if record else 'training'} {config.reference_key} …")
-    # Where it was found before, this network and this data were checked against each other.
-    if record is None or not store.sweep().reference:
-        record = _make_reference(spec, config, store, science)
-    progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
-    store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
-
-
-def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
-    resources = spec.resources
-    if resources.launch_resolved == "train":
-        from service.orchestrate.train import make_reference_on_workers
-
-        scratch = store.folder / TRAIN_FOLDER
-        return make_reference_on_workers(science, config, spec, store=store.references, scratch=scratch)
-    task = ray.remote(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=spec.limits.retries
-    )(make_reference)
-    threads = resources.cpus_per_worker
-    try:
-        found: ReferenceRecord = ray.get(
-            task.remote(science, config, store=store.references, threads=threads, tell=_silent)
-        )
-    except ray.exceptions.RayTaskError as error:
-        raise unwrapped(error) from None
-    return found
-
-
-def _silent(numbers: dict[str, Any]) -> None:
-    """Nobody listens to a reference's epochs."""
-
-
 def _run_trials(
-    spec: SweepSpec, store: SweepStore, progress: Progress, mirror: BackgroundMirror, science: Science
+    spec: SweepSpec,
+    store: SweepStore,
+    progress: Progress,
+    mirror: BackgroundMirror,
+    science: Science,
+    stopper: SweepStopper,
 ) -> str:
     # Of Tune's loggers only the one that it reads itself at the end: each trial's history is in our own storage.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -177,8 +147,8 @@ def _run_trials(
     # A failed trial is a line of ours, with its traceback in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(store.folder / TUNE_FOLDER, ignore_errors=True)
-    scheduler, stopper = SweepScheduler(spec, store), SweepStopper(spec, store)
-    searcher = StudySearcher(spec, store)
+    # The scheduler first: it may end trials that the searcher would hand out again.
+    scheduler, searcher = SweepScheduler(spec, store), StudySearcher(spec, store)
     if not searcher.remaining:
         return FINISHED
     function = tune.with_parameters(_trial, spec=spec, folder=store.folder, science=science)
@@ -273,13 +243,15 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
         self.mirror.poke()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.progress.note(f"{_trial_id(trial)}: its process was lost; it goes on from its last epoch")
+        if self.store.result(_trial_id(trial)) is None:
+            self.progress.note(f"{_trial_id(trial)}: its process was lost; it goes on from its last epoch")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if "stage" in result:
             self.progress.epoch(_trial_id(trial), result)
+            self.mirror.poke()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._ended(trial)

@@ -113,7 +113,13 @@ def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
 
 
 def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> TrialRecord:
-    """Writes down why the trial failed, with its traceback beside; the record that stands."""
+    """Writes down why the trial failed, with its traceback beside; the record that stands.
+
+    An attempt that is over, or that another one has followed, has nothing to say any more.
+    """
+    standing = store.trial(begun.trial_id)
+    if standing.final or standing.attempts != begun.attempts:
+        return standing
     store.trial_folder(begun.trial_id).joinpath("error.txt").write_text("".join(traceback.format_exception(error)))
     return store.finish_trial(
         dataclasses.replace(

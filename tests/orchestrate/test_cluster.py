@@ -1,5 +1,6 @@
 """Sweeps on a Ray cluster of several nodes (processes on loopback) that lose a node, or their driver."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -39,14 +40,17 @@ def test_a_trial_whose_node_is_lost_goes_on_on_another_one(bitfront: Bitfront, c
 def test_a_driver_killed_while_workers_wait_for_a_place_leaves_nothing_that_the_next_one_waits_for(
     bitfront: Bitfront, cluster: Cluster
 ) -> None:
-    """Two workers a trial, and for the second one no node: Ray Train waits with half of them reserved."""
-    cluster.add_node(num_cpus=2)
+    """The workers of one of two trials have lost their node, and wait for another with what they have reserved."""
+    lost, _ = cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)
     write_spec(bitfront.folder, epochs=4, resources="{workers: 2, concurrency: 2}", trials=2)
     store = SweepStore(bitfront.folder / "st" / "s")
     process = bitfront.start("run", "s.yaml", "--address", cluster.address)
     wait_for(lambda: sum(trial.state == "running" for trial in trials_of(store)) == 2, seconds=180)
+    cluster.remove_node(lost, allow_graceful=False)
+    time.sleep(5)
     kill(process.pid)
     process.wait()
+    cluster.add_node(num_cpus=2)
     bitfront("resume", "s", "--storage", "st", "--address", cluster.address, timeout=300)
     assert [trial.state for trial in store.trials()] == ["done", "done"]
     check_all_is_true(store, epochs=4)

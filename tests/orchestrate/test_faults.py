@@ -71,9 +71,12 @@ def check_all_is_true(store: SweepStore, *, epochs: int) -> None:
         assert not store.checkpoint(trial.trial_id).exists()
     storage = JournalStorage(JournalFileBackend(str(store.folder / "study.journal")))
     study = optuna.load_study(study_name=store.folder.name, storage=storage)
-    assert [t.user_attrs["trial"] for t in study.trials] == [t.trial_id for t in trials]
-    assert [t.params for t in study.trials] == [t.settings for t in trials]
-    assert [t.values for t in study.trials] == [[t.metrics[o] for o in ("top1", "bops_g", "ard")] for t in trials]
+    # A suggestion in which the driver was killed is a failed one of the study, and no trial of the sweep.
+    assert {t.state.name for t in study.trials if "trial" not in t.user_attrs} <= {"FAIL"}
+    told = [t for t in study.trials if "trial" in t.user_attrs]
+    assert [t.user_attrs["trial"] for t in told] == [t.trial_id for t in trials]
+    assert [t.params for t in told] == [t.settings for t in trials]
+    assert [t.values for t in told] == [[t.metrics[o] for o in ("top1", "bops_g", "ard")] for t in trials]
     client = MlflowClient(f"sqlite:///{store.folder.parent}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("bitfront").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -202,3 +205,19 @@ def test_a_whole_ray_that_is_killed_ends_the_driver_and_resume_goes_on(
     bitfront("resume", "s", "--storage", "st")
     assert outcome(store) == undisturbed[:1]
     check_all_is_true(store, epochs=8)
+
+
+def test_a_stop_while_the_reference_is_trained_ends_the_sweep_and_the_reference_goes_on_later(
+    bitfront: Bitfront,
+) -> None:
+    path = write_spec(bitfront.folder, epochs=1)
+    path.write_text(path.read_text().replace("reference: {epochs: 2,", "reference: {epochs: 200,"))
+    process, references = bitfront.start("run", "s.yaml"), bitfront.folder / "st" / "references"
+    wait_for(lambda: list(references.glob(".*.checkpoint.pt")) or process.poll() is not None)
+    assert "has ended" in bitfront("stop", "s", "--storage", "st")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Ended early: stopped on request" in output
+    (checkpoint,) = references.glob(".*.checkpoint.pt")
+    assert checkpoint.stat().st_size > 100_000
+    assert "s: stopped (stopped on request)" in bitfront("status", "s", "--storage", "st")

@@ -50,10 +50,11 @@ def test_drivers_killed_until_the_sweep_is_done_change_nothing(bitfront: Bitfron
     expected = undisturbed_outcome(tmp_path / "undisturbed", trials=6)
     write_spec(bitfront.folder, trials=6)
     store, moments = SweepStore(bitfront.folder / "st" / "s"), random.Random(1)
-    for kills in range(MAX_KILLS):
-        if begin_and_kill(bitfront, store, moments.uniform(0.0, 1.5), lambda pid: [pid]):
-            break
-    assert 3 < kills < MAX_KILLS - 1
+    kills = 0
+    while not begin_and_kill(bitfront, store, moments.uniform(0.0, 1.5), lambda pid: [pid]):
+        kills += 1
+        assert kills < MAX_KILLS
+    assert kills > 3
     assert outcome(store) == expected
     check_all_is_true(store, epochs=8)
 

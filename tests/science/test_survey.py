@@ -117,7 +117,7 @@ def test_the_hours_are_steps_times_seconds() -> None:
         reference_s=1.0, search_s=2.0, finetune_s=3.0, reference_validation_s=0.5, validation_s=5.0, comparison_s=7.0
     )
     passes = 359 / 256
-    trial_s = 2 * 22 * 2.0 + 2 * (11 * 3.0 + passes * 5.0) + passes * 7.0
+    trial_s = 2 * 22 * 2.0 + 2 * (11 * 3.0 + passes * (5.0 + 7.0))
     assert api.trial_hours(TINY, survey, times, workers=1) == pytest.approx(trial_s / 3600)
     assert api.trial_hours(TINY, survey, times, workers=4) == pytest.approx(4 * trial_s / 3600)
     reference_s = 2 * (14 * 1.0 + passes * 0.5)

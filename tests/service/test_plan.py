@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.estimate import recorded_hours
 from service.plan import (
     Plan,
     Span,
@@ -13,7 +14,6 @@ from service.plan import (
     as_text,
     duration,
     make_plan,
-    recorded_hours,
     trials_at_once,
     typical_config,
 )

@@ -117,7 +117,8 @@ def test_a_sweep_that_was_closed_says_why(store: SweepStore, end: str, state: st
     assert (found.state, found.end, found.seconds_left) == (state, end, None)
     text = as_text(found)
     assert text.splitlines()[0] == ("s: finished" if state == "finished" else f"s: stopped ({end})")
-    assert ("bitfront resume s" in text) == (state == "stopped")
+    assert ("bitfront resume s" in text) == (end == "stopped on request")
+    assert ("bitfront extend s --wall-time" in text) == (end == "reached limits.wall_time")
     with driver.hold(store.folder):
         assert standing(store).state == "running"
 
@@ -179,7 +180,7 @@ def test_clock(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(5, "just now"), (60, "1 min ago"), (7300, "2 h ago"), (3 * 86400, "3 d ago"), (-9, "just now")],
+    [(5, "just now"), (61, "1 min ago"), (7300, "2 h ago"), (3 * 86400, "3 d ago"), (-9, "just now")],
 )
 def test_age(seconds: float, text: str) -> None:
     assert age(round(1000 * (time.time() - seconds))) == text

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from dashboards.front import as_json, as_markdown, as_page
 from service.front import find_front
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
-from service.tracking import BackgroundMirror, Tracker, check_tracking, resolve_uri
+from service.tracking import BackgroundMirror, Tracker, check_tracking, first_line, resolve_uri
 from trainables.errors import TrackingError
 from trainables.policy import BitPolicy, LayerBits, PolicyRecord
 from trainables.report import EpochReport
@@ -108,7 +108,7 @@ def test_the_mirror_has_a_parent_and_a_child_for_each_trial_with_all_that_is_kno
     assert found["t0003"][2]["bitfront.error"] == "why"
     (status, *_), params, tags, _, artifacts = found["parent"]
     assert (status, params, tags["team"]) == ("RUNNING", {"network": "resnet8"}, "a")
-    assert artifacts == ["front.html", "front.json", "front.md", "spec.yaml"]
+    assert artifacts == ["front.json", "front.md", "spec.yaml"]
 
 
 def test_children_hang_below_the_parent_whose_note_holds_the_front(store: SweepStore) -> None:
@@ -167,6 +167,7 @@ def test_running_trials_grow_and_the_front_is_corrected(store: SweepStore) -> No
     assert found["t0004"][3]["search/loss"] == [(0, 2_401, 1.0), (1, 2_402, 0.5)]
     assert [found[f"t000{i}"][2]["bitfront.front"] for i in (0, 1, 4)] == ["false", "false", "true"]
     assert found["parent"][0] == ("FINISHED", 1_000, 9_002)
+    assert "front.html" in found["parent"][4]
 
 
 def test_a_lost_database_is_rebuilt_from_the_storage(store: SweepStore) -> None:
@@ -289,3 +290,44 @@ def test_a_server_that_is_away_never_stops_the_sweep_and_the_next_sync_completes
     mirror.poke()
     assert mirror.close() is None
     assert len(everything(back.uri)) == 6
+
+
+def test_what_a_cut_connection_left_out_is_told_by_the_next_sync(store: SweepStore) -> None:
+    """Runs without their parameters, a run made twice, and somebody else's below the sweep."""
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    for run in client.search_runs([experiment]):
+        client.delete_run(run.info.run_id)
+    (parent,) = [
+        run for run in client.search_runs([experiment], run_view_type=2) if "bitfront.trial" not in run.data.tags
+    ]
+    tags = {"bitfront.sweep": "s@1000", "bitfront.spec_hash": "h", "team": "a"}
+    bare = client.create_run(experiment, start_time=1_000, tags=tags, run_name="s").info.run_id
+    child = {"mlflow.parentRunId": bare, "bitfront.trial": "t0000", "bitfront.state": "running", "bitfront.epochs": "0"}
+    for _ in range(2):
+        client.create_run(experiment, start_time=2_000, tags=child, run_name="s-0")
+    theirs = client.create_run(experiment, tags={"mlflow.parentRunId": bare}).info.run_id
+    again = tracker(store)
+    again.sync()
+    client.delete_run(theirs)
+    assert everything(again.uri) == before
+    assert parent.info.run_id != bare
+
+
+def test_a_mirror_is_closed_while_it_is_asked_for_more(store: SweepStore) -> None:
+    for _ in range(20):
+        mirror = BackgroundMirror(tracker(store))
+        mirror.poke()
+        assert mirror.close() is None
+
+
+def test_credentials_of_an_address_are_in_no_message() -> None:
+    error = OSError("HTTPConnectionPool: http://me:secret@host:5000/api failed\nand more")
+    assert first_line(error) == "HTTPConnectionPool: http://host:5000/api failed"
+
+
+def test_an_address_with_credentials_reaches_the_server(server: str) -> None:
+    check_tracking(server.replace("http://", "http://me:secret@"))

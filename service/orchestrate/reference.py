@@ -1,0 +1,85 @@
+"""The full-precision reference of a sweep, before its first trial: found, or trained on Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from typing import Any
+
+import ray
+
+from service import driver
+from service.orchestrate.failures import failure_of, unwrapped
+from service.orchestrate.worker import Science, make_reference
+from service.progress import Progress
+from service.records import SweepStore, write_text
+from service.spec import SweepSpec
+from service.sweeps import TRAIN_FOLDER
+from trainables.api import ReferenceRecord
+from trainables.config import TrialConfig
+from trainables.errors import BitfrontError, LostError
+
+STOP_POLL_S = 0.5
+
+
+class StoppedError(Exception):
+    """The reference was not trained to its end, because somebody asked the sweep to stop."""
+
+
+def prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
+    """Trains the reference where there is none, and notes it in the sweep's record.
+
+    Raises a BitfrontError, or StoppedError where somebody asks the sweep to stop meanwhile.
+    """
+    config = spec.trial_config(spec.example_settings())
+    record = ReferenceRecord.find(store.references, config.reference_key)
+    progress.note(f"reference: {'found' if record else 'training'} {config.reference_key} …")
+    # Where it was found before, this network and this data were checked against each other.
+    if record is None or not store.sweep().reference:
+        try:
+            record = _make_reference(spec, config, store, science)
+        except StoppedError:
+            raise
+        except Exception as error:
+            raise _reference_error(store, error) from None
+    progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
+    store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
+
+
+def _reference_error(store: SweepStore, error: Exception) -> BaseException:
+    """What the user is told; the traceback of what nobody foresaw is kept."""
+    meant = unwrapped(error)
+    if isinstance(meant, BitfrontError):
+        return meant
+    path = store.folder / "reference-error.txt"
+    write_text(path, "".join(traceback.format_exception(error)))
+    lines = str(error).strip().splitlines() or [""]
+    return LostError(
+        f"the reference could not be trained: {failure_of(error)}: {type(error).__name__}: {lines[-1][:300]} "
+        f"(all of it in {path}); `bitfront resume {store.folder.name}` goes on after its last epoch."
+    )
+
+
+def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
+    """In a process of its own, or by as many workers as a trial has; a request to stop ends it."""
+    resources = spec.resources
+    if resources.launch_resolved == "train":
+        from service.orchestrate.train import make_reference_on_workers
+
+        task = ray.remote(num_cpus=0, max_retries=spec.limits.retries)(make_reference_on_workers)
+        made = task.remote(science, config, spec, store=store.references, scratch=store.folder / TRAIN_FOLDER)
+    else:
+        needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
+        task = ray.remote(**needs, max_retries=spec.limits.retries)(make_reference)
+        threads = resources.cpus_per_worker
+        made = task.remote(science, config, store=store.references, threads=threads, tell=_silent)
+    while not ray.wait([made], timeout=STOP_POLL_S)[0]:
+        if driver.stop_requested(store.folder):
+            ray.cancel(made, force=True)
+            raise StoppedError
+    found: ReferenceRecord = ray.get(made)
+    return found
+
+
+def _silent(numbers: dict[str, Any]) -> None:
+    """Nobody listens to a reference's epochs."""
