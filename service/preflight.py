@@ -11,11 +11,12 @@ from typing import Any
 from service.pareto import Constraint
 from service.space import range_of
 from service.spec import SweepSpec
+from service.sweeps import find_sweep
 from service.tracking import check_tracking, resolve_uri
 from trainables.api import Reach, Survey
 from trainables.config import EvaluationConfig
 from trainables.data import check_data
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, StorageError
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where it stands in the sweep's YAML, and the message."""
@@ -32,6 +33,7 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
     check_data(spec.data)
     storage = Path(spec.storage.path).absolute()
     _check_storage(storage)
+    _raise(spec, list(_warm_start_problems(spec, storage)))
     check_tracking(resolve_uri(spec.tracking.uri, storage))
 
 
@@ -75,6 +77,18 @@ def _gpu_problems(spec: SweepSpec, gpus: float | None) -> Iterator[Problem]:
             f"resources: a trial asks for {needed:g} GPUs ({resources.workers} workers × "
             f"{resources.gpus_per_worker:g}), there are {gpus:g}; ask for fewer",
         )
+
+
+def _warm_start_problems(spec: SweepSpec, storage: Path) -> Iterator[Problem]:
+    for place, name in enumerate(spec.warm_start.sweeps):
+        path = ("warm_start", "sweeps", place)
+        if name == spec.name:
+            yield path, f"warm_start.sweeps: {name!r} is this sweep itself; name others"
+            continue
+        try:
+            find_sweep(storage, name)
+        except StorageError as error:
+            yield path, f"warm_start.sweeps: {error}"
 
 
 def _check_storage(storage: Path) -> None:

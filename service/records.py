@@ -4,6 +4,7 @@
         spec.yaml                     the sweep as its author wrote it
         sweep.json                    name, hash of the spec, when it began and ended, trials planned
         study.journal                 the sampler's study (Optuna)
+        rungs.jsonl                   what early stopping has compared, in order
         trials/<trial>/trial.json     number, settings, attempts, when it began
                        history.jsonl  a line for each finished epoch
                        checkpoint.pt  where a trial that was cut off goes on
@@ -27,7 +28,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -209,12 +210,17 @@ class SweepStore:
         """
         if any((line["stage"], line["epoch"]) == (epoch.stage, epoch.epoch) for line in self.history(trial_id)):
             return
-        line = json.dumps({"time_ms": now_ms, "seconds": seconds, **dataclasses.asdict(epoch)}, allow_nan=False)
-        path = self.trial_folder(trial_id) / "history.jsonl"
-        with path.open("ab") as history:
-            # A line that a crash cut off must not run into this one.
-            torn = history.tell() and not path.read_bytes().endswith(b"\n")
-            history.write(f"{chr(10) if torn else ''}{line}\n".encode())
+        content = {"time_ms": now_ms, "seconds": seconds, **dataclasses.asdict(epoch)}
+        _append_line(self.trial_folder(trial_id) / "history.jsonl", content)
+
+    def append_rung(self, *, trial_id: str, epoch: int, stage: str, values: Sequence[float]) -> None:
+        """Notes what a trial had at a rung of early stopping: what is decided follows from the order of these lines."""
+        content = {"trial_id": trial_id, "epoch": epoch, "stage": stage, "values": list(values)}
+        _append_line(self.folder / "rungs.jsonl", content)
+
+    def rungs(self) -> list[dict[str, Any]]:
+        """Everything that `append_rung` has noted, in its order."""
+        return _read_lines(self.folder / "rungs.jsonl")
 
     def finish_trial(self, record: TrialRecord) -> TrialRecord:
         """Writes the trial's result, unless it has one: the first is kept, and returned."""
@@ -265,18 +271,28 @@ class SweepStore:
 
     def history(self, trial_id: str) -> list[dict[str, Any]]:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
-        path = self.trial_folder(trial_id) / "history.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        found = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        return [line for line in found if isinstance(line, dict)]
+        return _read_lines(self.trial_folder(trial_id) / "history.jsonl")
 
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""
         with (self.folder / "log.txt").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def _append_line(path: Path, content: Mapping[str, Any]) -> None:
+    line = json.dumps(content, allow_nan=False)
+    with path.open("ab") as file:
+        # A line that a crash cut off must not run into this one.
+        torn = file.tell() and not path.read_bytes().endswith(b"\n")
+        file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
 
 
 def write_text(path: Path, text: str) -> None:

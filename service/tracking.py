@@ -340,7 +340,8 @@ class Tracker:
         time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in ended)])
         states = [trial.state for trial in ended]
         counts = {f"trials_{state}": states.count(state) for state in ("done", "pruned", "diverged", "failed")}
-        best = max((trial.metrics["top1"] for trial in found.done), default=None)
+        beyond = {trial.trial_id for trial in found.infeasible}
+        best = max((t.metrics["top1"] for t in found.done if t.trial_id not in beyond), default=None)
         numbers = {**counts, "front_size": len(found.members)} | ({} if best is None else {"best_top1": best})
         _log(client, run_id, metrics=[(name, float(value), time_ms, len(ended)) for name, value in numbers.items()])
         # The page is large, and made when the sweep is closed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from service.spec import SweepSpec
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
     """Starts trials in order; stops those that are worse than others at a rung, and writes down what was given up.
 
-    Rungs are filled from the trials' histories, so that a resumed sweep decides as an undisturbed one.
+    Rungs are filled from what was noted of them, so that a resumed sweep decides as an undisturbed one.
     """
 
     def __init__(self, spec: SweepSpec, store: SweepStore) -> None:
@@ -48,7 +49,10 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         values = rung_values(result["stage"], result, self._objectives)
         # Workers under Ray Train do not wait for the driver, and may have finished epochs since.
         told = [(line["stage"], line["epoch"]) for line in self._store.history(trial_id)]
-        epoch = told.index((result["stage"], result["epoch"])) + 1
+        here = (result["stage"], result["epoch"])
+        epoch = (told.index(here) if here in told else len(told)) + 1
+        if epoch in self._halving.rungs and all(map(math.isfinite, values)):
+            self._store.append_rung(trial_id=trial_id, epoch=epoch, stage=result["stage"], values=values)
         if self._halving.report(trial_id, epoch, values, stage=result["stage"]):
             return str(TrialScheduler.CONTINUE)
         self._prune(trial_id, result)
@@ -78,10 +82,12 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         self._store.finish_trial(dataclasses.replace(record, state="pruned", ended_ms=now_ms(), error=reason))
 
     def _replay(self, halving: Halving) -> None:
-        """Tells the rungs what trials have reported before, in the order in which they did.
+        """Tells the rungs what trials have reported before, in the order in which that was heard; then what was not.
 
         A trial whose driver was killed between its report and the end that this meant is ended now.
         """
+        for noted in self._store.rungs():
+            halving.report(noted["trial_id"], noted["epoch"], tuple(noted["values"]), stage=noted["stage"])
         lines = [
             (line["time_ms"], trial.trial_id, epoch, line)
             for trial in self._store.trials()

@@ -37,6 +37,7 @@ def test_a_trial_whose_node_is_lost_goes_on_on_another_one(bitfront: Bitfront, c
     check_all_is_true(store, epochs=8)
 
 
+@pytest.mark.long
 def test_a_driver_killed_while_workers_wait_for_a_place_leaves_nothing_that_the_next_one_waits_for(
     bitfront: Bitfront, cluster: Cluster
 ) -> None:

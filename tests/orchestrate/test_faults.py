@@ -31,7 +31,7 @@ resources: {resources}
 limits: {limits}
 storage: {{path: st}}
 """
-KILLS = int(os.environ.get("BITFRONT_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("BITFRONT_TEST_KILLS", "4"))
 TIMED = {"device_hours", "search_device_hours", "finetune_device_hours"}
 
 
@@ -146,6 +146,7 @@ def test_a_trial_whose_process_is_killed_goes_on_after_its_last_epoch(
     check_all_is_true(store, epochs=8)
 
 
+@pytest.mark.long
 def test_a_trial_that_is_lost_too_often_fails_with_its_class_and_can_be_run_again(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, limits="{retries: 0}")
     store = SweepStore(bitfront.folder / "st" / "s")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.preflight import check, check_survey
+from service.records import SweepRecord, SweepStore
 from service.spec import SweepSpec, load_spec
 from trainables import api
 from trainables.errors import ConfigError, SpecError
@@ -169,3 +170,17 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, ("trials: 4", f"trials: 4\nstorage: {{path: '{tmp_path}/file/sweeps'}}"))
     with pytest.raises(ConfigError, match="is not a writable folder"):
         check(spec)
+
+
+def test_sweeps_to_learn_from_are_there_before_anything_runs(tmp_path: Path) -> None:
+    store = tmp_path / "st" / "older"
+    record = SweepRecord(name="older", spec_hash="", facts={}, total_trials=1, created_ms=1)
+    SweepStore.create(tmp_path / "st", record, spec_text="")
+    settings = ("trials: 4", f"trials: 4\nstorage: {{path: {tmp_path / 'st'}}}\nwarm_start: {{sweeps: [SWEEPS]}}")
+    check(spec_of(tmp_path, settings, ("SWEEPS", "older")))
+    with pytest.raises(SpecError) as caught:
+        check(spec_of(tmp_path, settings, ("SWEEPS", "older, oldr, good")))
+    first, second = str(caught.value).splitlines()
+    assert f"s.yaml:17:30: warm_start.sweeps: {tmp_path / 'st'} holds no sweep 'oldr'; did you mean 'older'?" in first
+    assert "s.yaml:17:36: warm_start.sweeps: 'good' is this sweep itself; name others" in second
+    assert store.is_dir()

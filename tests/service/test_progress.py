@@ -19,8 +19,9 @@ DONE = TrialRecord(
     policy_hash="a" * 64,
 )
 FAILED = TrialRecord(
-    trial_id="t0001", number=1, state="failed", settings={}, started_ms=1, ended_ms=2, error="Boom: first\nsecond"
-)
+    trial_id="t0001", number=1, state="failed", settings={}, started_ms=1, ended_ms=2,
+    error="Boom: [/pytorch/third_party/gloo] first\nsecond",
+)  # fmt: skip
 
 
 def watched(folder: Path, *, terminal: bool) -> str:
@@ -44,7 +45,8 @@ def test_a_pipe_gets_a_line_for_each_finished_trial_and_so_does_the_log(tmp_path
     assert lines[1].startswith("1/4 done, 1 running, 0:0")
     assert lines[1].endswith("left | t0000 top-1 97.50 %, 0.02 G BOPs (×100 smaller), ARD 1.500")
     assert lines[2].startswith("1/4 done, 0 running, 1 failed, 0:0")
-    assert lines[2].endswith("t0001 failed: Boom: first")
+    # Brackets are no markup.
+    assert lines[2].endswith("t0001 failed: Boom: [/pytorch/third_party/gloo] first")
     assert len(lines) == 3
     logged = (tmp_path / "s" / "log.txt").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in logged] == lines
