@@ -122,7 +122,8 @@ def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None is a handler that was not set from Python.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _close(store: SweepStore, end: str, *, running_s: float) -> None:
