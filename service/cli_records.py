@@ -153,14 +153,19 @@ def stop(name: str, storage: Path, address: str, wait: bool) -> None:
 def sync(name: str, storage: Path, uri: str) -> None:
     """Bring MLflow in line with a sweep's storage; rebuilds what is missing there."""
     from service import driver
+    from service.mirror import Tracker
     from service.sweeps import find_sweep, stored_spec
-    from service.tracking import Tracker, check_tracking, resolve_uri, without_secrets
+    from service.tracking import check_tracking, resolve_uri, without_secrets
 
     store = find_sweep(storage.absolute(), name)
+    alive = driver.alive(store.folder)
+    if alive and not uri:
+        click.echo(f"{name} is running, and its driver keeps the record.")
+        return
     tracking = stored_spec(store).tracking
     place = resolve_uri(uri or tracking.uri, store.folder.parent)
     check_tracking(place)
-    Tracker(store, uri=place, experiment=tracking.experiment).sync(alive=driver.alive(store.folder))
+    Tracker(store, uri=place, experiment=tracking.experiment).sync(alive=alive)
     click.echo(f"{name}: {len(store.trials())} trials are recorded at {without_secrets(place)}")
 
 

@@ -27,6 +27,7 @@ from ray.tune.logger import JsonLoggerCallback
 from dashboards.front import as_json, as_markdown, as_page
 from service import driver
 from service.front import Front, find_front
+from service.mirror import BackgroundMirror, Tracker
 from service.orchestrate.cluster import connected
 from service.orchestrate.limits import STOPPED, SweepStopper, end_after
 from service.orchestrate.reference import StoppedError, prepare_reference
@@ -45,7 +46,7 @@ from service.progress import Progress
 from service.records import SweepStore, write_json, write_text
 from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
-from service.tracking import BackgroundMirror, Tracker, resolve_uri
+from service.tracking import resolve_uri
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
 DRIVER_MEMORY = 2**20

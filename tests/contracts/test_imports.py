@@ -23,7 +23,7 @@ def loaded_by(module: str) -> set[str]:
     "module",
     ["service.cli", "service.cli_records", "service.sweeps", "service.standing", "service.plan", "service.schema",
      "service.halving", "trainables.survey_report", "service.spec", "service.preflight", "service.records",
-     "service.pareto", "service.progress", "service.tracking", "dashboards.front", "dashboards.bits",
+     "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front", "dashboards.bits",
      "trainables.api", "trainables.config", "trainables.policy", "trainables.models", "trainables.data"],
 )  # fmt: skip
 def test_importing_it_loads_nothing_heavy(module: str) -> None:

@@ -16,8 +16,9 @@ from mlflow.tracking import MlflowClient
 
 from dashboards.front import as_json, as_markdown, as_page
 from service.front import find_front
+from service.mirror import BackgroundMirror, Tracker
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
-from service.tracking import BackgroundMirror, Tracker, check_tracking, first_line, resolve_uri
+from service.tracking import check_tracking, first_line, resolve_uri
 from trainables.errors import TrackingError
 from trainables.policy import BitPolicy, LayerBits, PolicyRecord
 from trainables.report import EpochReport
@@ -185,7 +186,8 @@ MAKE = """
 import os, sys, threading
 from pathlib import Path
 from service.records import SweepStore
-from service.tracking import Tracker, resolve_uri
+from service.mirror import Tracker
+from service.tracking import resolve_uri
 store = SweepStore(Path(sys.argv[1]))
 threading.Timer(float(sys.argv[2]), os._exit, [9]).start()
 Tracker(store, uri=resolve_uri("", store.folder.parent), experiment="bitfront").sync()
