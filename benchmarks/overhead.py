@@ -17,6 +17,7 @@ import random
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from service.front import find_front
 from service.orchestrate.sweep import run_sweep
 from service.orchestrate.worker import now_ms
 from service.progress import Progress
-from service.records import SweepRecord, SweepStore, TrialRecord
+from service.records import SweepRecord, TrialRecord
 from service.spec import load_spec
 from service.sweeps import open_sweep
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
@@ -64,9 +65,7 @@ class NoScience:
             report(EpochReport(stage=stage, epoch=1, epochs=1, metrics=numbers))  # type: ignore[arg-type]
         bits = {f"layer{i}": LayerBits(2 + (i + int(10 * config.method.zeta)) % 3, 4) for i in range(8)}
         costs = {"bops_g": 0.02 / config.method.zeta, "compression": 100.0, "storage_mb": 0.1}
-        policy = PolicyRecord(
-            policy=BitPolicy(network="resnet8", bits=bits), method="gmpq", settings={}, costs=costs
-        )
+        policy = PolicyRecord(policy=BitPolicy(network="resnet8", bits=bits), method="gmpq", settings={}, costs=costs)
         eta = getattr(config.method, "eta", 0.0)
         metrics = {
             **costs,
@@ -89,9 +88,7 @@ def run(trials: int, *, sampler: str = "random") -> list[float]:
         spec = load_spec(path)
         store = open_sweep(spec, now_ms=now_ms())
         quiet = Console(file=(Path(folder) / "out.txt").open("w"))
-        outcome = run_sweep(
-            spec, store, lambda store: Progress(quiet, store, epochs_per_trial=2), science=NoScience()
-        )
+        outcome = run_sweep(spec, store, lambda store: Progress(quiet, store, epochs_per_trial=2), science=NoScience())
         records = outcome.store.trials()
         assert [record.state for record in records] == ["done"] * trials, records
         assert outcome.mirror_error is None, outcome.mirror_error
@@ -101,7 +98,7 @@ def run(trials: int, *, sampler: str = "random") -> list[float]:
 
 def slope(ends: list[float]) -> float:
     """Least squares: how many seconds per trial are added by each trial before it."""
-    gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(ends)]
     mean_n, mean_gap = (len(gaps) - 1) / 2, sum(gaps) / len(gaps)
     above = sum((n - mean_n) * (gap - mean_gap) for n, gap in enumerate(gaps))
     return above / sum((n - mean_n) ** 2 for n in range(len(gaps)))
@@ -132,7 +129,9 @@ def main() -> None:
         ends = run(trials)
         tenth = max(2, trials // 10)
         first, last = ends[tenth - 1] / tenth, (ends[-1] - ends[-tenth - 1]) / tenth
-        print(f"| {trials} | {ends[-1] / trials:.3f} | {first:.3f} | {last:.3f} | {1000 * slope(ends):+.3f} |", flush=True)
+        print(
+            f"| {trials} | {ends[-1] / trials:.3f} | {first:.3f} | {last:.3f} | {1000 * slope(ends):+.3f} |", flush=True
+        )
     print("\n| policies | front's update, ms | over n·log2(n), ns |")
     print("|---|---|---|")
     for policies in (100, 1_000, 10_000, 100_000):
