@@ -115,7 +115,8 @@ def as_text(found: Standing) -> str:
     if found.failures:
         lines.append(f"  failed   {', '.join(f'{count} {kind}' for kind, count in found.failures.items())}")
     best = "" if found.best_top1 is None else f", best top-1 {found.best_top1:.2f} %"
-    lines.append(f"  front    {found.front_size} policies{best}")
+    policies = "policy" if found.front_size == 1 else "policies"
+    lines.append(f"  front    {found.front_size} {policies}{best}")
     left = "" if not found.seconds_left else f", about {clock(found.seconds_left)} left"
     lines.append(f"  spent    {found.device_hours:.3g} device-hours{left}")
     if found.state == "stale":
