@@ -16,6 +16,7 @@ from service.arguments import (
     USAGE_ERROR,
     Commands,
     address_option,
+    json_option,
     overrides_option,
     storage_option,
     sweep_argument,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from service.orchestrate.sweep import SweepOutcome
     from service.records import SweepStore
     from service.spec import SweepSpec
+    from trainables.api import Survey
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,9 +58,10 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address
     spec = load_spec(spec_file, overrides)
     _preflight(spec, address)
     from service.orchestrate.worker import now_ms
-    from service.sweeps import open_sweep
+    from service.sweeps import open_sweep, with_extensions
 
-    _drive(ctx, open_sweep(spec, now_ms=now_ms()), spec, address)
+    store = open_sweep(spec, now_ms=now_ms())
+    _drive(ctx, store, with_extensions(spec, store.folder.parent, store.sweep()), address)
 
 
 def _preflight(spec: SweepSpec, address: str) -> None:
@@ -70,7 +73,7 @@ def _preflight(spec: SweepSpec, address: str) -> None:
         _survey(spec)
 
 
-def _survey(spec: SweepSpec) -> Any:
+def _survey(spec: SweepSpec) -> Survey:
     from service.plan import typical_config
     from service.preflight import check_survey
     from trainables import api
@@ -150,12 +153,10 @@ def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str)
     from service.orchestrate.scheduler import longest_trial
     from service.orchestrate.sweep import INTERRUPTED, run_sweep
     from service.progress import Progress
-    from service.sweeps import with_extensions
 
     # Errors quote what libraries say, in brackets too.
     console = Console(markup=False)
     ctx.find_root().obj = "running"
-    spec = with_extensions(spec, store.folder.parent, store.sweep())
     outcome = run_sweep(
         spec, store, lambda store: Progress(console, store, epochs_per_trial=longest_trial(spec)), address=address
     )
@@ -235,7 +236,7 @@ def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str
 @spec_argument
 @overrides_option
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 @click.pass_context
 def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address: str, as_json: bool) -> None:
     """Show what a sweep will take, before it runs: space, reachable costs, hours, money.

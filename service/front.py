@@ -24,6 +24,12 @@ class Front:
     unfinished: Mapping[str, int]
     """Number of trials by state, other than done."""
 
+    @property
+    def best_top1(self) -> float | None:
+        """Of the policies within the constraints, percent; None where there is none."""
+        beyond = {trial.trial_id for trial in self.infeasible}
+        return max((trial.metrics["top1"] for trial in self.done if trial.trial_id not in beyond), default=None)
+
 
 def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
     """The front of the trials that are done, in O(n log n)."""

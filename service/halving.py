@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from service.pareto import Objective, front
+from service.pareto import Objective, non_dominated
 
 Losses = tuple[float, ...]
 
@@ -52,11 +52,9 @@ def non_dominated_ranks(values: Sequence[Losses]) -> list[int]:
 
 
 def _fronts(values: Sequence[Losses]) -> Iterator[list[int]]:
-    axes = [Objective(str(i), "min", str(i)) for i in range(len(values[0]))] if values else []
-    points = [{axis.name: x for axis, x in zip(axes, value, strict=True)} for value in values]
     left = list(range(len(values)))
     while left:
-        first = [left[i] for i in front([points[i] for i in left], axes)]
+        first = [left[i] for i in non_dominated([values[i] for i in left])]
         yield first
         gone = set(first)
         left = [place for place in left if place not in gone]

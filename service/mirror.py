@@ -24,7 +24,7 @@ log = logging.getLogger("bitfront.mirror")
 
 SWEEP_TAG, TRIAL_TAG, STATE_TAG, FRONT_TAG = "bitfront.sweep", "bitfront.trial", "bitfront.state", "bitfront.front"
 EPOCHS_TAG, ERROR_TAG, FAILURE_TAG = "bitfront.epochs", "bitfront.error", "bitfront.failure"
-PARENT_TAG, NOTE_TAG, NAME_TAG = "mlflow.parentRunId", "mlflow.note.content", "mlflow.runName"
+PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
 METRICS_PER_BATCH = 1000
@@ -236,9 +236,8 @@ class Tracker:
         time_ms = max([sweep.created_ms, *(trial.ended_ms for trial in ended)])
         states = [trial.state for trial in ended]
         counts = {f"trials_{state}": states.count(state) for state in ("done", "pruned", "diverged", "failed")}
-        beyond = {trial.trial_id for trial in found.infeasible}
-        best = max((t.metrics["top1"] for t in found.done if t.trial_id not in beyond), default=None)
-        numbers = {**counts, "front_size": len(found.members)} | ({} if best is None else {"best_top1": best})
+        best = {} if found.best_top1 is None else {"best_top1": found.best_top1}
+        numbers = {**counts, "front_size": len(found.members), **best}
         _log(client, run_id, metrics=[(name, float(value), time_ms, len(ended)) for name, value in numbers.items()])
         # The page is large, and made when the sweep is closed.
         for name in ("front.json", "front.md", *(["front.html"] if page_ns else [])):

@@ -113,8 +113,12 @@ def dominates(a: Point, b: Point, objectives: Sequence[Objective] = OBJECTIVES) 
 
 def front(points: Sequence[Point], objectives: Sequence[Objective] = OBJECTIVES) -> list[int]:
     """Places of the points that no other dominates, ascending. O(n log n) comparisons for up to three objectives."""
-    values = [losses(point, objectives) for point in points]
-    if len(objectives) > 3:
+    return non_dominated([losses(point, objectives) for point in points])
+
+
+def non_dominated(values: Sequence[tuple[float, ...]]) -> list[int]:
+    """As `front`, of finite losses of one length."""
+    if values and len(values[0]) > 3:
         return [
             i
             for i, ours in enumerate(values)

@@ -51,7 +51,6 @@ def standing(store: SweepStore) -> Standing:
     counts["pending"] += sweep.total_trials - len(trials)
     found = find_front(trials, sweep)
     failed = [trial.failure or "error" for trial in trials if trial.state == "failed"]
-    beyond = {trial.trial_id for trial in found.infeasible}
     complete = sum(trial.final for trial in trials) >= sweep.total_trials
     return Standing(
         name=store.folder.name,
@@ -63,7 +62,7 @@ def standing(store: SweepStore) -> Standing:
         trials_by_state=counts,
         failures={kind: failed.count(kind) for kind in sorted(set(failed))},
         front_size=len(found.members),
-        best_top1=max((t.metrics["top1"] for t in found.done if t.trial_id not in beyond), default=None),
+        best_top1=found.best_top1,
         device_hours=spent_hours(store),
         seconds_left=_seconds_left(sweep, trials) if alive else None,
         next_command=next_command(sweep),

@@ -109,6 +109,17 @@ class CostModel:
         bits = policy.bits
         return sum(w.macs * bits.get(name, full)[0] * bits.get(name, full)[1] for name, w in self.work.items()) / GIGA
 
+    def of(self, policy: BitPolicy) -> dict[str, float]:
+        """Every cost: bops_g and bops_paper_g (10^9), compression (× fewer BOPs), storage_mb, storage_mib."""
+        bops_g, storage = self.bops_g(policy), self.storage(policy)
+        return {
+            "bops_g": bops_g,
+            "bops_paper_g": self.bops_g(policy, convention="paper"),
+            "compression": self.full_bops_g / bops_g,
+            "storage_mb": storage.mb,
+            "storage_mib": storage.mib,
+        }
+
     def storage(self, policy: BitPolicy) -> Storage:
         """Bytes under `policy`. Raises ConfigError when the policy names other layers."""
         policy.check_covers(self.layers)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainables.distributed import Workers
-from trainables.policy import BitPolicy, LayerBits
+from trainables.policy import BitPolicy, policy_of
 from trainables.report import Stage
 
 
@@ -33,7 +33,8 @@ class Checkpoint:
         self._seconds: dict[str, float] = dict(self._kept.get("seconds", {}))
         self._began = time.perf_counter()
         self._stage = ""
-        self.policy = _policy(self._kept.get("policy"))
+        kept = self._kept.get("policy")
+        self.policy = policy_of(kept["network"], kept["layers"], str(path)) if kept else None
         """What the search settled on, once the finetune has begun."""
 
     def begin(self, stage: Stage, net: nn.Module, *, policy: BitPolicy | None = None) -> StageCheckpoint:
@@ -88,7 +89,7 @@ class Checkpoint:
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "generator": torch.get_rng_state(),
             "seconds": self._seconds,
-            "policy": _plain(self.policy),
+            "policy": {"network": self.policy.network, "layers": self.policy.layers} if self.policy else None,
         }
         if self._workers.device.type == "cuda":
             content["device_generator"] = torch.cuda.get_rng_state(self._workers.device)
@@ -128,20 +129,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-
-
-def _plain(policy: BitPolicy | None) -> dict[str, Any] | None:
-    if policy is None:
-        return None
-    return {
-        "network": policy.network,
-        "bits": {name: list(bits) for name, bits in policy.bits.items()},
-        "pinned": sorted(policy.pinned),
-    }
-
-
-def _policy(kept: dict[str, Any] | None) -> BitPolicy | None:
-    if kept is None:
-        return None
-    bits = {name: LayerBits(*pair) for name, pair in kept["bits"].items()}
-    return BitPolicy(network=kept["network"], bits=bits, pinned=frozenset(kept["pinned"]))

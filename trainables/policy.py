@@ -52,6 +52,14 @@ class BitPolicy:
         content = {"network": self.network, "bits": {name: list(bits) for name, bits in self.bits.items()}}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def layers(self) -> dict[str, dict[str, int | bool]]:
+        """Bits and pinning by layer, as files hold them; `policy_of` reads them back."""
+        return {
+            name: {"weight": bits.weight, "act": bits.act, "pinned": name in self.pinned}
+            for name, bits in self.bits.items()
+        }
+
     def check_covers(self, layers: Iterable[str]) -> None:
         """Raises ConfigError unless the policy names exactly the network's `layers`."""
         known = set(layers)
@@ -88,10 +96,7 @@ class PolicyRecord:
             "method": self.method,
             "settings": dict(self.settings),
             "costs": dict(self.costs),
-            "layers": {
-                name: {"weight": bits.weight, "act": bits.act, "pinned": name in policy.pinned}
-                for name, bits in policy.bits.items()
-            },
+            "layers": policy.layers,
         }
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -105,7 +110,7 @@ class PolicyRecord:
         if not isinstance(content, dict) or content.get("bitfront_policy") != FORMAT_VERSION:
             raise ConfigError(f"{origin}: not a policy file: expected 'bitfront_policy': {FORMAT_VERSION}.")
         try:
-            policy = _policy(content["network"], content["layers"], origin)
+            policy = policy_of(content["network"], content["layers"], origin)
             record = cls(policy=policy, method=content["method"], settings=content["settings"], costs=content["costs"])
             found = content["hash"]
         except KeyError as error:
@@ -123,7 +128,8 @@ class PolicyRecord:
         return cls.from_json(path.read_text(), origin=str(path))
 
 
-def _policy(network: str, layers: object, origin: str) -> BitPolicy:
+def policy_of(network: str, layers: object, origin: str) -> BitPolicy:
+    """The policy of a network whose file, `origin`, has these `BitPolicy.layers`."""
     if not isinstance(layers, dict):
         raise ConfigError(f"{origin}: 'layers' must map each layer's name to its weight and act bits.")
     for name, entry in layers.items():

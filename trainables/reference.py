@@ -72,7 +72,7 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
         return known
     make_repeatable(config.reference.seed)
     checkpoint.watch("reference")
-    net, score = _train_reference(config, data, workers, report, checkpoint)
+    net, score = train_reference(config, data, workers, report, checkpoint)
     checkpoint.stop()
     record = ReferenceRecord(
         key=config.reference_key,
@@ -99,9 +99,10 @@ def _probe(data: DataSplits, workers: Workers) -> Tensor:
     return images.to(workers.device)
 
 
-def _train_reference(
+def train_reference(
     config: TrialConfig, data: DataSplits, workers: Workers, report: Report, checkpoint: Checkpoint
 ) -> tuple[nn.Module, float]:
+    """The network after its recipe, and its validation top-1 (percent); goes on from `checkpoint`."""
     recipe = config.reference
     net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
     model = workers.wrap(net)
@@ -172,11 +173,23 @@ def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = No
     data = load_data(config.data)
     net = build_network(config.network.name, num_classes=data.num_classes)
     net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    return make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
+
+
+def make_bench(
+    config: TrialConfig,
+    data: DataSplits,
+    net: nn.Module,
+    record: ReferenceRecord,
+    checkpoint: Checkpoint,
+    *,
+    workers: Workers,
+) -> Bench:
+    """The bench of a reference `net`, which is moved to the device and frozen in place, and counted."""
     net.to(workers.device).eval().requires_grad_(False)
     probe = _probe(data, workers)
     costs = measure(net, probe)
-    roles = assign_roles(costs, config.network)
-    return Bench(config, workers, data, net, record, costs, roles, probe, Checkpoint(checkpoint, workers))
+    return Bench(config, workers, data, net, record, costs, assign_roles(costs, config.network), probe, checkpoint)
 
 
 def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:

@@ -10,25 +10,23 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables import methods
 from trainables.attribution import Attribution
-from trainables.bops import CostModel, measure
+from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
 from trainables.config import GmpqConfig, Resolution, SupernetConfig, TrialConfig
 from trainables.data import load_data
 from trainables.data.splits import Batch, DataSplits, ImageSet, loader
 from trainables.distributed import Workers, make_repeatable
-from trainables.evaluation import top1
 from trainables.finetune.classify import finetune
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
-from trainables.reference import PROBE_IMAGES, Bench
+from trainables.reference import Bench, make_bench, train_reference
 from trainables.report import EpochReport, ReferenceRecord, Stage
-from trainables.supernet import Roles, assign_roles
+from trainables.supernet import Roles
 from trainables.survey_report import Reach, StepTimes, Survey
-from trainables.training import Batches, TrainingPlan, cosine, train
 
 TIMED_STEPS = 3
 """After one that is not timed; their median counts."""
@@ -58,26 +56,9 @@ def survey(config: TrialConfig) -> Survey:
 
 def _fresh_bench(config: TrialConfig, data: DataSplits, workers: Workers) -> Bench:
     """A bench whose reference has never been trained."""
-    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
-    net.eval().requires_grad_(False)
-    images, _ = next(iter(_batches(data.validation, PROBE_IMAGES, shuffle=False)))
-    probe = images.to(workers.device)
-    costs = measure(net, probe)
-    return Bench(
-        config=config,
-        workers=workers,
-        data=data,
-        reference=net,
-        record=ReferenceRecord(key=config.reference_key, top1=0.0, device_hours=0.0, data_fingerprint=""),
-        costs=costs,
-        roles=assign_roles(costs, config.network),
-        probe=probe,
-        checkpoint=Checkpoint(None, workers),
-    )
-
-
-def _batches(images: ImageSet, batch_size: int, *, shuffle: bool) -> Batches:
-    return loader(images, batch_size=batch_size, shuffle=shuffle, seed=0, epoch=0)
+    net = build_network(config.network.name, num_classes=data.num_classes)
+    record = ReferenceRecord(key=config.reference_key, top1=0.0, device_hours=0.0, data_fingerprint="")
+    return make_bench(config, data, net, record, Checkpoint(None, workers), workers=workers)
 
 
 def _map_pixels(bench: Bench) -> dict[Resolution, int]:
@@ -98,7 +79,7 @@ def _method_pixels(config: TrialConfig, map_pixels: dict[Resolution, int]) -> in
 def _reach(costs: CostModel, roles: Roles, config: SupernetConfig, network: str) -> dict[str, Reach]:
     """Every cost grows (compression falls) with every width, so that two policies have both ends."""
     ends = [
-        _costs(costs, _uniform(costs, roles, LayerBits(choose(config.weight_bits), choose(config.act_bits)), network))
+        costs.of(_uniform(costs, roles, LayerBits(choose(config.weight_bits), choose(config.act_bits)), network))
         for choose in (min, max)
     ]
     return {name: Reach(*sorted((ends[0][name], ends[1][name]))) for name in ends[0]}
@@ -112,17 +93,6 @@ def _uniform(costs: CostModel, roles: Roles, bits: LayerBits, network: str) -> B
     )
 
 
-def _costs(costs: CostModel, policy: BitPolicy) -> dict[str, float]:
-    bops_g, storage = costs.bops_g(policy), costs.storage(policy)
-    return {
-        "bops_g": bops_g,
-        "bops_paper_g": costs.bops_g(policy, convention="paper"),
-        "compression": costs.full_bops_g / bops_g,
-        "storage_mb": storage.mb,
-        "storage_mib": storage.mib,
-    }
-
-
 def _steps_per_epoch(config: TrialConfig, data: DataSplits) -> dict[Stage, int]:
     """Of the loaders that the stages will have. Raises ConfigError for a batch larger than the data set."""
     sizes: dict[Stage, int] = {
@@ -130,7 +100,9 @@ def _steps_per_epoch(config: TrialConfig, data: DataSplits) -> dict[Stage, int]:
         "search": config.method.batch_size,
         "finetune": config.finetune.batch_size,
     }
-    return {stage: len(_batches(data.train, size, shuffle=True)) for stage, size in sizes.items()}
+    return {
+        stage: len(loader(data.train, batch_size=size, shuffle=True, seed=0, epoch=0)) for stage, size in sizes.items()
+    }
 
 
 def time_steps(config: TrialConfig, *, threads: int, workers: int) -> StepTimes:
@@ -140,7 +112,8 @@ def time_steps(config: TrialConfig, *, threads: int, workers: int) -> StepTimes:
         data = load_data(config.data)
         short = _shortened(config, len(data.validation), workers)
         clocks = {name: _Clock(alone.device) for name in ("reference", "search", "finetune")}
-        _run_reference(short, _sampled(data, short, short.reference.batch_size, clocks["reference"]), alone)
+        samples = _sampled(data, short, short.reference.batch_size, clocks["reference"])
+        train_reference(short, samples, alone, _quiet, Checkpoint(None, alone))
         clocks["reference"].end()
         bench = _fresh_bench(short, data, alone)
         samples = _sampled(data, short, short.method.batch_size, clocks["search"])
@@ -263,29 +236,6 @@ def _sampled(data: DataSplits, config: TrialConfig, batch_size: int, clock: _Clo
         # An epoch of the finetune takes top-1 first, then compares attribution.
         validation=_Sample(data.validation, steps * config.evaluation.batch_size, clock, "validation", "comparison"),
     )
-
-
-def _run_reference(config: TrialConfig, data: DataSplits, workers: Workers) -> None:
-    recipe = config.reference
-    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
-    plan = TrainingPlan(
-        epochs=1,
-        batches=lambda epoch: _batches(data.train, recipe.batch_size, shuffle=True),
-        optimizers=[optimizer],
-        lr_factor=cosine(1),
-    )
-
-    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(net(images), labels)}
-
-    def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        top1(net, _batches(data.validation, config.evaluation.batch_size, shuffle=False), workers)
-
-    kept = Checkpoint(None, workers).begin("reference", net)
-    train(net, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
 
 
 def _run_finetune(bench: Bench, policy: BitPolicy, clock: _Clock) -> None:

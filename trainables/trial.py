@@ -44,18 +44,7 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
 
 def _record(bench: Bench, policy: BitPolicy) -> PolicyRecord:
     costs, method = bench.costs, bench.config.method
-    bops_g, storage = costs.bops_g(policy), costs.storage(policy)
+    full = {"full_bops_g": costs.full_bops_g, "float_mb": costs.storage(policy).float_mb}
     return PolicyRecord(
-        policy=policy,
-        method=method_name(method),
-        settings=dataclasses.asdict(method),
-        costs={
-            "bops_g": bops_g,
-            "bops_paper_g": costs.bops_g(policy, convention="paper"),
-            "full_bops_g": costs.full_bops_g,
-            "compression": costs.full_bops_g / bops_g,
-            "storage_mb": storage.mb,
-            "storage_mib": storage.mib,
-            "float_mb": storage.float_mb,
-        },
+        policy=policy, method=method_name(method), settings=dataclasses.asdict(method), costs=costs.of(policy) | full
     )

@@ -11,6 +11,7 @@ import ray
 
 from service.preflight import check_resources
 from service.spec import SweepSpec
+from service.tracking import first_line
 from trainables.errors import ConfigError
 
 CONNECT_S = 5.0
@@ -49,13 +50,7 @@ def _start(address: str) -> None:
     if not address:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GIVE_UP_S)
         # Not a cluster that happens to run on this machine.
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=False,
-        )
+        _init("local", include_dashboard=False)
         return
     if address.startswith("ray://"):
         raise ConfigError(
@@ -69,8 +64,7 @@ def _start(address: str) -> None:
             socket.create_connection((host, int(port)), CONNECT_S).close()
         _init(address)
     except (OSError, RuntimeError, ValueError) as error:
-        line = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise ConfigError(f"--address {address}: no Ray cluster answers there: {line}") from None
+        raise ConfigError(f"--address {address}: no Ray cluster answers there: {first_line(error)}") from None
 
 
 def _init(address: str, **settings: bool) -> None:

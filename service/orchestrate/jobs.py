@@ -15,8 +15,6 @@ from service.tracking import first_line
 from trainables.errors import ConfigError, StorageError
 
 PACKAGES = ("service", "trainables", "dashboards")
-JOB_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""A driver that is told to stop writes down where it was; Ray would kill it after three seconds."""
 POLL_S = 1.0
 JOB_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """Ray would kill a job that is stopped after 3 seconds, where it may still be writing down how far it came."""
@@ -120,5 +118,4 @@ def _client(address: str) -> Any:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        line = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise ConfigError(f"--address {address}: no Ray dashboard answers there: {line}") from None
+        raise ConfigError(f"--address {address}: no Ray dashboard answers there: {first_line(error)}") from None

@@ -11,6 +11,7 @@ from typing import Any
 from ray.tune import Stopper
 
 from service import driver
+from service.orchestrate.worker import now_ms
 from service.records import SweepStore, TrialRecord
 from service.settings import parse_duration
 from service.spec import SweepSpec
@@ -70,11 +71,10 @@ def end_after(store: SweepStore, begun: TrialRecord, trial_time: str) -> threadi
 
     def end() -> None:
         error = f"ran longer than limits.trial_time ({trial_time})"
-        ended_ms = time.time_ns() // 1_000_000
         try:
             if store.trial(begun.trial_id).attempts == begun.attempts:
                 store.finish_trial(
-                    dataclasses.replace(begun, state="failed", ended_ms=ended_ms, failure="timed out", error=error)
+                    dataclasses.replace(begun, state="failed", ended_ms=now_ms(), failure="timed out", error=error)
                 )
         finally:
             os._exit(1)

@@ -19,6 +19,7 @@ from service.orchestrate.failures import failure_of
 from service.orchestrate.worker import now_ms
 from service.records import SweepStore
 from service.spec import SweepSpec
+from service.tracking import first_line
 
 
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
@@ -66,13 +67,12 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         failure = failure_of(error)
         if trial.should_recover() and failure != "out of memory":
             return
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         record = dataclasses.replace(
             self._store.trial(trial_id),
             state="failed",
             ended_ms=now_ms(),
             failure=failure,
-            error=f"its process was lost: {lines[0]}",
+            error=f"its process was lost: {first_line(error)}",
         )
         self._store.finish_trial(record)
 

@@ -34,7 +34,6 @@ from service.orchestrate.reference import StoppedError, prepare_reference
 from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
 from service.orchestrate.worker import (
-    RealScience,
     Science,
     SupersededError,
     TrialJob,
@@ -46,7 +45,8 @@ from service.progress import Progress
 from service.records import SweepStore, write_json, write_text
 from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
-from service.tracking import resolve_uri
+from service.tracking import first_line, resolve_uri
+from trainables import api
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
 DRIVER_MEMORY = 2**20
@@ -72,13 +72,12 @@ def run_sweep(
     progress_for: Callable[[SweepStore], Progress],
     *,
     address: str = "",
-    science: Science | None = None,
+    science: Science = api,
 ) -> SweepOutcome:
     """Runs what is left of the sweep in `store`, here or on the Ray cluster at `address`.
 
     What a trial found is in the storage when this returns or raises.
     """
-    science = science or RealScience()
     with driver.hold(store.folder):
         began, end, before_s = time.monotonic(), INTERRUPTED, store.sweep().running_s
         store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=0, end=""))
@@ -99,7 +98,7 @@ def run_sweep(
         except StoppedError:
             end = STOPPED
         except Exception as error:
-            end = f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            end = f"error: {first_line(error)}"
             raise
         finally:
             _close(store, end, running_s=before_s + time.monotonic() - began)

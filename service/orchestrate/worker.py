@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from service.orchestrate.failures import failure_of
 from service.records import SweepStore, TrialRecord
-from trainables import api
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
@@ -29,20 +28,6 @@ class Science(Protocol):
     def run_trial(
         self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
     ) -> TrialResult: ...
-
-
-class RealScience:
-    """The methods of the papers."""
-
-    def ensure_reference(self, config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
-        """See `trainables.api`."""
-        return api.ensure_reference(config, report, store=store)
-
-    def run_trial(
-        self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
-    ) -> TrialResult:
-        """See `trainables.api`."""
-        return api.run_trial(config, report, store=store, checkpoint=checkpoint)
 
 
 class SupersededError(Exception):
@@ -90,8 +75,7 @@ def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
             if store.trial(trial_id).attempts != job.begun.attempts:
                 raise SupersededError(trial_id)
             store.append_epoch(trial_id, epoch, seconds=seconds, now_ms=now_ms())
-        numbers = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, "seconds": seconds}
-        tell({**numbers, **epoch.metrics})
+        tell({**_numbers(epoch), "seconds": seconds})
 
     try:
         result = job.science.run_trial(
@@ -110,6 +94,11 @@ def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
         record = store.finish_trial(record)
     tell({"state": record.state, **record.metrics})
     return record
+
+
+def _numbers(epoch: EpochReport) -> dict[str, Any]:
+    """An epoch as Ray takes it."""
+    return {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, **epoch.metrics}
 
 
 def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> TrialRecord:
@@ -144,6 +133,6 @@ def make_reference(science: Science, config: TrialConfig, *, store: Path, thread
     use_threads(threads)
 
     def report(epoch: EpochReport) -> None:
-        tell({"stage": epoch.stage, "epoch": epoch.epoch, "epochs": epoch.epochs, **epoch.metrics})
+        tell(_numbers(epoch))
 
     return science.ensure_reference(config, report, store=store)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,13 @@ def trials_of(store: SweepStore) -> list[TrialRecord]:
 def epochs_told(store: SweepStore) -> int:
     """Lines in the histories of all trials."""
     return sum(len(store.history(trial.trial_id)) for trial in trials_of(store))
+
+
+def begun(bitfront: Bitfront, *, epochs: int) -> tuple[SweepStore, subprocess.Popen[str]]:
+    """The sweep of `s.yaml` and its driver, once its trials have told of so many epochs."""
+    store, process = SweepStore(bitfront.folder / "st" / "s"), bitfront.start("run", "s.yaml")
+    wait_for(lambda: epochs_told(store) >= epochs)
+    return store, process
 
 
 def outcome(store: SweepStore) -> list[object]:
@@ -130,9 +138,7 @@ def test_a_trial_whose_process_is_killed_goes_on_after_its_last_epoch(
     bitfront: Bitfront, undisturbed: list[object]
 ) -> None:
     write_spec(bitfront.folder)
-    store = SweepStore(bitfront.folder / "st" / "s")
-    process = bitfront.start("run", "s.yaml")
-    wait_for(lambda: (store.folder / "trials" / "t0000").exists() and len(store.history("t0000")) >= 3)
+    store, process = begun(bitfront, epochs=3)
     (trial,) = named(descendants(process.pid), "ray::ImplicitFunc")
     before = store.history("t0000")
     kill(trial)
@@ -149,9 +155,7 @@ def test_a_trial_whose_process_is_killed_goes_on_after_its_last_epoch(
 @pytest.mark.long
 def test_a_trial_that_is_lost_too_often_fails_with_its_class_and_can_be_run_again(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, limits="{retries: 0}")
-    store = SweepStore(bitfront.folder / "st" / "s")
-    process = bitfront.start("run", "s.yaml")
-    wait_for(lambda: (store.folder / "trials" / "t0000").exists() and len(store.history("t0000")) >= 2)
+    store, process = begun(bitfront, epochs=2)
     (trial,) = named(descendants(process.pid), "ray::ImplicitFunc")
     kill(trial)
     output, _ = process.communicate(timeout=120)
@@ -171,9 +175,7 @@ def test_a_trial_that_is_lost_too_often_fails_with_its_class_and_can_be_run_agai
 
 def test_a_train_worker_that_is_killed_is_replaced_and_the_trial_goes_on(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, resources="{workers: 2}", epochs=6)
-    store = SweepStore(bitfront.folder / "st" / "s")
-    process = bitfront.start("run", "s.yaml")
-    wait_for(lambda: (store.folder / "trials" / "t0000").exists() and len(store.history("t0000")) >= 2)
+    store, process = begun(bitfront, epochs=2)
     workers = named(descendants(process.pid), "ray::RayTrainWorker")
     assert len(workers) == 2
     before = store.history("t0000")
@@ -190,9 +192,7 @@ def test_a_whole_ray_that_is_killed_ends_the_driver_and_resume_goes_on(
     bitfront: Bitfront, undisturbed: list[object]
 ) -> None:
     write_spec(bitfront.folder)
-    store = SweepStore(bitfront.folder / "st" / "s")
-    process = bitfront.start("run", "s.yaml")
-    wait_for(lambda: (store.folder / "trials" / "t0000").exists() and len(store.history("t0000")) >= 3)
+    store, process = begun(bitfront, epochs=3)
     for pid in descendants(process.pid):
         kill(pid)
     process.wait(timeout=90)

@@ -112,7 +112,7 @@ def test_a_reference_is_trained_once_also_when_two_start_at_once(
     (folder,) = tmp_path.iterdir()
     assert folder.name == TINY.reference_key
     assert sorted(path.name for path in folder.iterdir()) == ["model.pt", "record.json"]
-    monkeypatch.setattr(reference, "_train_reference", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(reference, "train_reference", lambda *_: pytest.fail("trained again"))
     found = ensure_reference(TINY, quiet, store=tmp_path)
     assert found in records
 
