@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainables.bops import measure
 from trainables.config import GmpqConfig, NetworkConfig
+from trainables.counting import measure
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.models import build_network

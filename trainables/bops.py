@@ -1,4 +1,6 @@
-"""What a policy costs: multiply-accumulates, bit-operations, storage. The one place where cost is counted.
+"""What a policy costs: multiply-accumulates, bit-operations, storage. The one place where bits become costs; no torch.
+
+`trainables.counting` finds out what the layers of a network do.
 
 Conventions
     MACs    one multiplication with its addition, from the sizes that a forward pass really has; groups counted; a bias
@@ -8,32 +10,19 @@ Conventions
             paper:  MACs_total·1024·mean(w·a)/1024, the mean MAC-weighted over the searched layers alone.
             Full precision is 32·32. 1 G is 10^9.
     Storage Σ weights·w_bits/8 bytes. Biases and normalisation stay float (4 bytes) and are listed apart.
-
-Whatever multiplies and is neither a Conv2d, a Linear nor a product of two activations is a CoverageError that names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-
-from trainables.errors import CoverageError
 from trainables.policy import BitPolicy
 
 FULL_BITS = 32
 GIGA = 1e9
 Convention = Literal["exact", "paper"]
-
-_PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.mm, torch.ops.aten.addmm}
-# These work but have no entry in torch's table of operation counts, so they are known by their name.
-_UNCOUNTABLE = ("rnn", "lstm", "gru", "_trilinear", "cdist", "_transformer_encoder_layer", "_native_multi_head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,115 +117,3 @@ class CostModel:
             weight_bytes=sum(work.weights * bits[name].weight for name, work in self.layers.items()) / 8,
             float_bytes=self.float_entries * 4.0,
         )
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up MACs of every operation under the name of the innermost module that runs it."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.net = net
-        self.running: list[str] = []
-        self.work: dict[str, LayerWork] = {}
-        self.parameters = {p.untyped_storage()._cdata: name for name, p in net.named_parameters()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            self._add(packet, flops // 2, args)
-        elif any(word in str(packet) for word in _UNCOUNTABLE):
-            raise CoverageError(
-                f"{self._where()}: {packet} multiplies but cannot be counted; build it of Conv2d and Linear layers."
-            )
-        return out
-
-    def _add(self, packet: Any, macs: int, args: Any) -> None:
-        name = self.running[-1] if self.running else ""
-        if name in self.work and self.work[name].kind != "product":
-            self._grow(name, macs)
-            return
-        owners = [self.parameters.get(a.untyped_storage()._cdata) for a in args if isinstance(a, Tensor)]
-        owned = sorted({owner for owner in owners if owner is not None})
-        if owned or packet not in _PRODUCTS:
-            raise CoverageError(
-                f"{self._where()}: {packet} does {macs} multiply-accumulates"
-                f"{' with ' + ', '.join(owned) if owned else ''}, outside of any Conv2d or Linear layer: "
-                f"no policy could set its bits and no cost would count it. Use nn.Conv2d or nn.Linear there."
-            )
-        if name not in self.work:
-            self.work[name] = LayerWork(kind="product", macs=0, weights=0, reads_negative=True)
-        self._grow(name, macs)
-
-    def _grow(self, name: str, macs: int) -> None:
-        self.work[name] = replace(self.work[name], macs=self.work[name].macs + macs)
-
-    def _where(self) -> str:
-        name = self.running[-1] if self.running else ""
-        return f"module {name or '(the network itself)'} ({type(self.net.get_submodule(name)).__name__})"
-
-    def enter(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Called as a module starts; a layer is charged from here on."""
-        self.running.append(name)
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            negative = bool((inputs[0] < 0).any())
-            old = self.work.get(name)
-            self.work[name] = LayerWork(
-                kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
-                macs=old.macs if old else 0,
-                weights=layer.weight.numel(),
-                reads_negative=negative or (old is not None and old.reads_negative),
-            )
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on every module for the time of a forward pass."""
-        handles = []
-        for name, module in self.net.named_modules():
-            handles += [
-                module.register_forward_pre_hook(lambda m, inputs, name=name: self.enter(name, m, inputs)),
-                module.register_forward_hook(lambda m, inputs, out: self._leave()),
-            ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _leave(self) -> None:
-        self.running.pop()
-
-
-@torch.no_grad()
-def measure(net: nn.Module, images: Tensor) -> CostModel:
-    """Counts one forward pass of `net` on `images` [N, C, H, W], per image, in order of execution.
-
-    MACs depend on the shape alone; real images tell which layers read negative values.
-
-    Raises CoverageError for work outside of Conv2d and Linear, and for such layers that the pass never reached.
-    """
-    was_training = net.training
-    net.eval()
-    counter = _Counter(net)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # Fused attention and fused encoder layers would hide their products from the counter.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with counter.watching(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
-            net(images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        net.train(was_training)
-    _check_all_reached(net, counter.work)
-    per_image = {name: replace(work, macs=work.macs // len(images)) for name, work in counter.work.items()}
-    weights = sum(work.weights for work in per_image.values())
-    statistics = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    return CostModel(per_image, sum(p.numel() for p in net.parameters()) - weights + statistics)
-
-
-def _check_all_reached(net: nn.Module, work: Mapping[str, LayerWork]) -> None:
-    idle = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n not in work]
-    if idle:
-        raise CoverageError(f"layers that a forward pass never runs: {', '.join(idle)}; remove them from the network.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from trainables.errors import ConfigError
 QuantizerName = Literal["pact", "hwgq"]
 Resolution = Literal["native", "input"]
 Augment = Literal["none", "flip", "crop-flip", "resized-crop-flip"]
+Imitation = Literal["capacity", "dynamic"]
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 """Read by the spec's validator: unknown keys are errors, and nothing is converted silently."""
@@ -47,13 +49,15 @@ class NetworkConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     name: str
-    """Key of `trainables.models.registry.NETWORKS`."""
+    """A network of `trainables.models`, or `module:function` of a user's own."""
     stem_bits: int = 8
     """Weight and activation bits of the first convolution on deployment; float during search."""
     head_bits: int = 8
     """Weight and activation bits of the classifier on deployment; float during search."""
     pinned: Mapping[str, int] = field(default_factory=dict)
     """Glob pattern of layer names -> weight and activation bits; these layers leave the search."""
+    tie_residuals: bool = False
+    """Activations that are added to each other share their bits; those read by several layers always do."""
 
     def __post_init__(self) -> None:
         patterns = [(f"pinned: {pattern!r}", bits) for pattern, bits in self.pinned.items()]
@@ -69,7 +73,7 @@ class DataConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     name: str
-    """Key of `trainables.data.sources.DATA_SETS`."""
+    """A data set of `trainables.data`, or `module:function` of a user's own."""
     image_size: int
     """Side of the images given to the network, pixels."""
     root: str = ""
@@ -135,6 +139,8 @@ class SupernetConfig:
     """Epochs after which both learning rates are multiplied by 0.1, again and again."""
     start: Literal["reference", "scratch"] = "reference"
     """Float weights at the start of the search."""
+    barrier: float = 0.0
+    """Weight of a barrier against expected costs beyond the budget; 0: none, the budget is kept by allocation alone."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -145,7 +151,13 @@ class SupernetConfig:
             bit_lr=self.bit_lr,
             lr_decay_every=self.lr_decay_every,
         )
-        _not_negative("method", zeta=self.zeta, momentum=self.momentum, weight_decay=self.weight_decay)
+        _not_negative(
+            "method",
+            zeta=self.zeta,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            barrier=self.barrier,
+        )
         for name, bits in (("weight_bits", self.weight_bits), ("act_bits", self.act_bits)):
             if not bits or len(set(bits)) != len(bits) or not all(1 <= b <= 8 for b in bits):
                 raise ConfigError(f"method.{name} is {list(bits)}; give different widths from 1 to 8 bits.")
@@ -168,6 +180,14 @@ class GmpqConfig(SupernetConfig):
     """Pixels that the reference ranks highest and that are compared; maps with fewer pixels keep all."""
     resolution: Resolution = "native"
     """Maps are compared as the network makes them, or upsampled bilinearly to the image's size."""
+    p: float = 0.0
+    """Concentration of the target map (eq. 9); 0: from the capacity (eq. 10)."""
+    concavity: Literal["sqrt", "linear", "square"] = "linear"
+    """How concentration follows the capacity: eq. 10, or one of eq. 16."""
+    form: Literal["paper", "release"] = "paper"
+    """`paper`: sum of squares of maps that sum to 1 (eq. 9); `release`: mean of squares of maps of unit length."""
+    target_class: Literal["label", "argmax"] = "label"
+    """Class whose attribution is compared: the label's, or the one that each network believes in."""
     quantizer: QuantizerName = "pact"
 
     def __post_init__(self) -> None:
@@ -175,7 +195,29 @@ class GmpqConfig(SupernetConfig):
         SupernetConfig.__post_init__(self)
         _not_negative("method", eta=self.eta)
         _positive("method", capacity=self.capacity)
+        _not_negative("method", p=self.p)
         _check_top_k("method", self.top_k)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RgmpqConfig(GmpqConfig):
+    """R-GMPQ: GMPQ with attribution smoothed over a hierarchical partition (eqs 11-13) and DCAI (eq. 14)."""
+
+    resolution: Resolution = "input"
+    levels: int = 3
+    """Levels of the partition, coarse to fine; 0: maps are not smoothed."""
+    ratio: int = 2
+    """How many times narrower and lower the maps of a level are than those of the next."""
+    gamma: float = 0.05
+    """Pixels join whose activations differ by at most gamma standard deviations of the pixels' norms."""
+    imitation: Imitation = "dynamic"
+    """Concentration of the target: `dynamic`, each image's ratio of task risks (eq. 14); `capacity`, as GMPQ has it."""
+
+    def __post_init__(self) -> None:
+        GmpqConfig.__post_init__(self)
+        _not_negative("method", levels=self.levels, gamma=self.gamma)
+        if self.ratio < 2:
+            raise ConfigError(f"method.ratio is {self.ratio}; give at least 2.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,8 +227,41 @@ class EdmipsConfig(SupernetConfig):
     quantizer: QuantizerName = "hwgq"
 
 
-MethodConfig = GmpqConfig | EdmipsConfig
-METHOD_CONFIGS: dict[str, type[GmpqConfig] | type[EdmipsConfig]] = {"gmpq": GmpqConfig, "edmips": EdmipsConfig}
+MethodConfig = GmpqConfig | RgmpqConfig | EdmipsConfig
+METHOD_CONFIGS: dict[str, type[GmpqConfig] | type[RgmpqConfig] | type[EdmipsConfig]] = {
+    "gmpq": GmpqConfig,
+    "rgmpq": RgmpqConfig,
+    "edmips": EdmipsConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """What a policy may cost. The bits are then the most probable ones that keep every limit, found exactly."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    bops_g: float = 0.0
+    """Bit operations at most, G, pinned layers included; 0, here and below: no limit."""
+    bops_paper_g: float = 0.0
+    """Bit operations at most as the paper counts them, G."""
+    compression: float = 0.0
+    """Times fewer bit operations than in full precision, at least."""
+    storage_mb: float = 0.0
+    """Weights at most, 10^6 bytes."""
+    mean_weight_bits: float = 0.0
+    """Bits of a weight at most, mean over all weights of convolutions and linear layers."""
+    mean_act_bits: float = 0.0
+    """Bits of an activation at most, mean over all that convolutions and linear layers read."""
+
+    def __post_init__(self) -> None:
+        _not_negative("budget", **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by the name of the cost."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,6 +309,7 @@ class TrialConfig:
     method: MethodConfig
     finetune: FinetuneConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     seed: int = 0
 
     @property
@@ -245,7 +321,8 @@ class TrialConfig:
             dataclasses.asdict(self.reference),
         ]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return f"{self.network.name}-{self.data.name}-{digest[:12]}"
+        names = re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.network.name}-{self.data.name}")
+        return f"{names}-{digest[:12]}"
 
 
 def method_name(config: MethodConfig) -> str:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.attribution import Attribution
-from trainables.bops import CostModel, measure
+from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
 from trainables.config import ReferenceConfig, TrialConfig
+from trainables.counting import measure
 from trainables.data import load_data
 from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers, make_repeatable

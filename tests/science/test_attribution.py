@@ -19,8 +19,8 @@ from trainables.attribution import (
     top_pixels,
     upsample,
 )
-from trainables.bops import measure
 from trainables.config import GmpqConfig, NetworkConfig
+from trainables.counting import measure
 from trainables.errors import CoverageError
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import calibrate

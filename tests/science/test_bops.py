@@ -6,7 +6,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from trainables.bops import CostModel, measure
+from trainables.bops import CostModel
+from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError
 from trainables.policy import BitPolicy, LayerBits
 

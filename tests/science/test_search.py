@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trainables.bops import measure
 from trainables.checkpoint import Checkpoint
 from trainables.config import DataConfig, GmpqConfig, NetworkConfig
+from trainables.counting import measure
 from trainables.data import load_data
 from trainables.data.splits import loader
 from trainables.distributed import Workers

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.bops import CostModel, measure
+from trainables.bops import CostModel
 from trainables.config import GmpqConfig, NetworkConfig
+from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError
 from trainables.models import build_network
 from trainables.policy import LayerBits

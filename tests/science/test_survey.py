@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainables import api
-from trainables.bops import CostModel, measure
+from trainables.bops import CostModel
 from trainables.config import (
     DataConfig,
     EdmipsConfig,
@@ -19,6 +19,7 @@ from trainables.config import (
     ReferenceConfig,
     TrialConfig,
 )
+from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
