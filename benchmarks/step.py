@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainables.config import GmpqConfig, NetworkConfig
 from trainables.counting import measure
+from trainables.data.splits import Batch
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.models import build_network
@@ -50,7 +51,7 @@ def gmpq_step(reference: nn.Module, images: Tensor, labels: Tensor, *, network: 
     optimizers = make_optimizers(supernet, config)
 
     def step() -> None:
-        loss = objective(images, labels)["loss"]
+        loss = objective(Batch(images, labels, torch.arange(len(labels)), None))["loss"]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -18,9 +18,9 @@ def top1(net: nn.Module, batches: Batches, workers: Workers) -> float:
     """Share of images whose largest logit is their label's, percent, over all workers' batches."""
     net.eval()
     counts = torch.zeros(2, dtype=torch.float64)
-    for images, labels in batches:
-        logits = net(images.to(workers.device))
-        counts += torch.tensor([float((logits.argmax(1).cpu() == labels).sum()), float(len(labels))])
+    for batch in batches:
+        logits = net(batch.images.to(workers.device))
+        counts += torch.tensor([float((logits.argmax(1).cpu() == batch.labels).sum()), float(len(batch.labels))])
     right, seen = workers.total(counts.to(workers.device)).tolist()
     return 100.0 * right / seen
 
@@ -43,14 +43,14 @@ def compare_attribution(
     quantized: nn.Module, reference: nn.Module, batches: Batches, workers: Workers, config: EvaluationConfig
 ) -> AttributionScore:
     """ARD and entropy of `quantized` (frozen here, in place) for the label's class."""
-    first_images = next(iter(batches))[0][:8].to(workers.device)
+    first_images = next(iter(batches)).images[:8].to(workers.device)
     taps = []
     for net in (quantized, reference):
         net.eval().requires_grad_(False)
         taps.append((Attribution(net, first_images), net))
     sums, pixels = torch.zeros(3, dtype=torch.float64), 0
-    for images, labels in batches:
-        images, labels = images.to(workers.device), labels.to(workers.device)
+    for batch in batches:
+        images, labels, _, _ = batch.to(workers.device)
         ours, theirs = (tap.observe(net, images, labels)[1] for tap, net in taps)
         if config.resolution == "input":
             ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])

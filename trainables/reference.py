@@ -19,7 +19,7 @@ from trainables.checkpoint import Checkpoint
 from trainables.config import ReferenceConfig, TrialConfig
 from trainables.counting import measure
 from trainables.data import load_data
-from trainables.data.splits import DataSplits, loader
+from trainables.data.splits import Batch, DataSplits, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.errors import StorageError
 from trainables.evaluation import top1
@@ -96,8 +96,8 @@ def _check_network(config: TrialConfig, data: DataSplits, workers: Workers) -> N
 
 
 def _probe(data: DataSplits, workers: Workers) -> Tensor:
-    images, _ = next(iter(loader(data.validation, batch_size=PROBE_IMAGES, shuffle=False, seed=0, epoch=0)))
-    return images.to(workers.device)
+    batch = next(iter(loader(data.validation, batch_size=PROBE_IMAGES, shuffle=False, seed=0, epoch=0)))
+    return batch.images.to(workers.device)
 
 
 def train_reference(
@@ -117,8 +117,8 @@ def train_reference(
     )
     scores: list[float] = []
 
-    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(model(images), labels)}
+    def step_terms(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(top1(net, _validation_batches(config, data, workers), workers))

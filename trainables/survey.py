@@ -18,7 +18,7 @@ from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
 from trainables.config import GmpqConfig, Resolution, SupernetConfig, TrialConfig
 from trainables.data import load_data
-from trainables.data.splits import Batch, DataSplits, ImageSet, loader
+from trainables.data.splits import DataSplits, ImageSet, LabelledImages, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.models import build_network
@@ -217,7 +217,7 @@ class _Sample:
     def __len__(self) -> int:
         return self.count
 
-    def batch(self, places: Tensor, draws: Tensor | None) -> Batch:
+    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See `ImageSet.batch`."""
         asked_s = self.clock.now_s()
         made = self.images.batch(places % len(self.images), draws)

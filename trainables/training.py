@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainables.checkpoint import StageCheckpoint
+from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.errors import DivergedError
 
 
 class Batches(Protocol):
-    """Batches of images [N, C, H, W] and labels [N], with their number, which a schedule needs beforehand."""
+    """Batches with their number, which a schedule needs beforehand."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
 
 
-StepTerms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-"""(images, labels) -> scalars of a step; the one named `loss` is minimised, all are averaged over the epoch."""
+StepTerms = Callable[[Batch], Mapping[str, Tensor]]
+"""Batch -> scalars of a step; the one named `loss` is minimised, all are averaged over the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +62,9 @@ def train(
         started, images_seen, steps = time.perf_counter(), 0, 0
         sums: dict[str, Tensor] = {}
         batches = plan.batches(epoch)
-        for step, (images, labels) in enumerate(batches):
+        for step, batch in enumerate(batches):
             _set_rates(plan, base_rates, plan.lr_factor(epoch + step / len(batches)))
-            images, labels = images.to(workers.device, non_blocking=True), labels.to(workers.device, non_blocking=True)
-            terms = step_terms(images, labels)
+            terms = step_terms(batch.to(workers.device))
             for optimizer in plan.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
@@ -73,7 +73,7 @@ def train(
             # Summed on the device: reading a number here would make every step wait for it.
             for name, term in terms.items():
                 sums[name] = term.detach() + sums[name] if name in sums else term.detach()
-            images_seen, steps = images_seen + len(images), steps + 1
+            images_seen, steps = images_seen + len(batch.labels), steps + 1
         means = _means(sums, steps, workers)
         _check_finite(means, epoch + 1)
         means["images_per_s"] = images_seen * workers.size / (time.perf_counter() - started)

@@ -45,7 +45,7 @@ def test_cifar_is_read_from_its_pickles(
     assert labels == [label for c in contents[:files] for label in list(c.values())[1]]
     assert np.array_equal(images_of(data, "validation")[0], contents[-1]["data"].reshape(-1, 3, 32, 32))
     assert data.num_classes == num_classes
-    batch, _ = next(iter(loader(data.train, batch_size=8, shuffle=True, seed=0, epoch=0)))
+    batch = next(iter(loader(data.train, batch_size=8, shuffle=True, seed=0, epoch=0))).images
     assert batch.is_contiguous()
 
 

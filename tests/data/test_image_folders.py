@@ -32,7 +32,7 @@ def test_image_folders_have_labels_in_alphabetical_order_of_classes(tmp_path: Pa
     assert part.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert part.fingerprint == data.fingerprint
     for split in (data.train, data.validation):
-        (images, _), *_ = loader(split, batch_size=6, shuffle=False, seed=0, epoch=0)
+        (images, *_), *_ = loader(split, batch_size=6, shuffle=False, seed=0, epoch=0)
         assert images.shape == (6, 3, 16, 16)
         assert torch.isfinite(images).all()
 

@@ -28,11 +28,12 @@ def images_in_memory(count: int, augment: Augment = "none") -> MemoryImages:
 
 def same(found: list[Batch], expected: list[Batch]) -> bool:
     pairs = list(zip(found, expected, strict=True))
-    return all(torch.equal(a, b) for batches in pairs for a, b in zip(*batches, strict=True))
+    both = [(a, b) for batches in pairs for a, b in zip(*batches, strict=True)]
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in both)
 
 
 def labels(batches: list[Batch]) -> list[int]:
-    return [label for _, batch in batches for label in batch.tolist()]
+    return [label for batch in batches for label in batch.labels.tolist()]
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -94,12 +95,9 @@ def test_the_shares_of_several_workers_put_together_are_the_batches_of_one(augme
         )
 
     by_rank = [batches(rank, world_size) for rank in range(world_size)]
-    together = [
-        (torch.cat([images for images, _ in step]), torch.cat([labels for _, labels in step]))
-        for step in zip(*by_rank, strict=True)
-    ]
+    together = [Batch(*map(torch.cat, zip(*step, strict=True))) for step in zip(*by_rank, strict=True)]
     assert same(together, batches(0, 1))
-    assert {len(images) for batches in by_rank for images, _ in batches} == {16 // world_size}
+    assert {len(batch.images) for batches in by_rank for batch in batches} == {16 // world_size}
 
 
 @pytest.mark.parametrize("augment", ["none", "resized-crop-flip"])
@@ -131,7 +129,7 @@ def test_evaluation_sees_every_image_once_over_all_workers_and_in_order(count: i
         )
         batches = list(made)
         assert len(made) == len(batches)
-        assert all(len(images) > 0 for images, _ in batches)
+        assert all(len(batch.images) > 0 for batch in batches)
         assert labels(batches) == sorted(labels(batches))
         seen += labels(batches)
     assert sorted(seen) == list(range(count))
@@ -139,7 +137,7 @@ def test_evaluation_sees_every_image_once_over_all_workers_and_in_order(count: i
 
 def test_evaluation_never_augments() -> None:
     images = images_in_memory(20, "resized-crop-flip")
-    (found, _), *rest = loader(images, batch_size=20, shuffle=False, seed=0, epoch=0)
+    (found, *_), *rest = loader(images, batch_size=20, shuffle=False, seed=0, epoch=0)
     assert rest == []
     assert torch.equal(found, (images.images.float() - images.mean) / images.std)
 
@@ -147,7 +145,7 @@ def test_evaluation_never_augments() -> None:
 def test_an_epoch_of_training_is_a_permutation_less_the_last_incomplete_batch() -> None:
     made = loader(images_in_memory(50), batch_size=16, shuffle=True, seed=0, epoch=0)
     batches = list(made)
-    assert [len(images) for images, _ in batches] == [16, 16, 16]
+    assert [len(batch.images) for batch in batches] == [16, 16, 16]
     assert len(made) == 3
     assert len(set(labels(batches))) == 48
     assert labels(batches) != sorted(labels(batches))

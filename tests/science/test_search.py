@@ -14,7 +14,7 @@ from trainables.checkpoint import Checkpoint
 from trainables.config import DataConfig, GmpqConfig, NetworkConfig
 from trainables.counting import measure
 from trainables.data import load_data
-from trainables.data.splits import loader
+from trainables.data.splits import Batch, loader
 from trainables.distributed import Workers
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
@@ -37,7 +37,8 @@ def four_layer_net() -> nn.Module:
 
 def digits() -> tuple[Tensor, Tensor]:
     data = load_data(DataConfig(name="digits", image_size=8))
-    return next(iter(loader(data.train, batch_size=1024, shuffle=True, seed=0, epoch=0)))
+    batch = next(iter(loader(data.train, batch_size=1024, shuffle=True, seed=0, epoch=0)))
+    return batch.images, batch.labels
 
 
 def trained_net(images: Tensor, labels: Tensor) -> nn.Module:
@@ -85,11 +86,12 @@ def search_and_brute_force(widths: tuple[int, int], zeta: float) -> tuple[Bits, 
         calibrate(supernet.net, images)
         return supernet
 
-    batch, values, supernet = (images[:512], labels[:512]), {}, fresh()
+    batch = Batch(images[:512], labels[:512], torch.arange(512), None)
+    values, supernet = {}, fresh()
     with torch.no_grad():
         for policy in itertools.product(itertools.product(widths, widths), repeat=len(supernet.searched)):
             force(supernet, policy)
-            task = nn.functional.cross_entropy(supernet.net(batch[0]), batch[1])
+            task = nn.functional.cross_entropy(supernet.net(batch.images), batch.labels)
             complexity = complexity_risk(*supernet.expected_bits(), macs=supernet.macs, start=supernet.start)
             values[policy] = float(task + zeta * complexity)
 
@@ -138,7 +140,7 @@ def gmpq_gradients(rank: int, world_size: int, images: Tensor, labels: Tensor) -
     objective = make_objective(model, supernet, config, Generalisation(config.eta, terms))
     share = len(images) // world_size
     part = slice(rank * share, (rank + 1) * share)
-    objective(images[part], labels[part])["loss"].backward()
+    objective(Batch(images[part], labels[part], torch.arange(len(labels[part])), None))["loss"].backward()
     return {name: p.grad.clone() for name, p in supernet.net.named_parameters()}
 
 

@@ -21,6 +21,7 @@ from trainables.config import (
     ReferenceConfig,
     TrialConfig,
 )
+from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.errors import DivergedError, StorageError
 from trainables.training import TrainingPlan, at_shares, cosine, every, train
@@ -37,6 +38,10 @@ TINY = TrialConfig(
 
 def quiet(epoch: EpochReport) -> None:
     """No report is wanted."""
+
+
+def batch_of(images: Tensor) -> Batch:
+    return Batch(images, torch.zeros(len(images)), torch.arange(len(images)), None)
 
 
 def none_kept(net: nn.Module) -> StageCheckpoint:
@@ -60,7 +65,7 @@ def test_schedules_are_those_of_the_recipes() -> None:
 def test_the_loop_is_plain_gradient_descent_on_the_loss_with_the_scheduled_rate() -> None:
     weight = nn.Linear(1, 1, bias=False)
     nn.init.constant_(weight.weight, 3.0)
-    batches = [(torch.ones(2, 1), torch.zeros(2)), (torch.ones(2, 1) * 2, torch.zeros(2))]
+    batches = [batch_of(torch.ones(2, 1)), batch_of(torch.ones(2, 1) * 2)]
     plan = TrainingPlan(
         epochs=2,
         batches=lambda epoch: batches,
@@ -69,8 +74,8 @@ def test_the_loop_is_plain_gradient_descent_on_the_loss_with_the_scheduled_rate(
     )
     seen = []
 
-    def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": weight(images).square().mean()}
+    def terms(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": weight(batch.images).square().mean()}
 
     train(
         weight,
@@ -92,13 +97,13 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name() -> None:
     net = nn.Linear(1, 1)
     plan = TrainingPlan(
         epochs=3,
-        batches=lambda epoch: [(torch.ones(2, 1), torch.zeros(2))],
+        batches=lambda epoch: [batch_of(torch.ones(2, 1))],
         optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)],
         lr_factor=cosine(3),
     )
 
-    def terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": net(images).mean(), "task_risk": torch.tensor(math.inf)}
+    def terms(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": net(batch.images).mean(), "task_risk": torch.tensor(math.inf)}
 
     with pytest.raises(DivergedError, match="epoch 1: task_risk no longer finite"):
         train(net, plan, terms, workers=ALONE, on_epoch=lambda epoch, means: None, checkpoint=none_kept(net))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from trainables.config import Augment
-from trainables.data.splits import Batch
+from trainables.data.splits import LabelledImages
 from trainables.errors import DataMissingError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,7 +48,7 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, places: Tensor, draws: Tensor | None) -> Batch:
+    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See ImageSet.batch."""
         images = self.images[places]
         if draws is not None:
@@ -151,7 +151,7 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batch(self, places: Tensor, draws: Tensor | None) -> Batch:
+    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See ImageSet.batch."""
         paths = [self.paths[place] for place in places.tolist()]
         if draws is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainables.errors import BitfrontError, ConfigError
 
-Batch = tuple[Tensor, Tensor]
+LabelledImages = tuple[Tensor, Tensor]
+"""Images [N, 3, S, S] normalised, labels [N]."""
 DRAWS = 5
 """Random numbers per image and epoch: flip, row, column, area and aspect ratio."""
+
+
+class Batch(NamedTuple):
+    """Images with what is needed to find again what is known of each."""
+
+    images: Tensor
+    """[N, 3, S, S], normalised."""
+    labels: Tensor
+    """[N]."""
+    places: Tensor
+    """Places in the data set [N]."""
+    draws: Tensor | None
+    """The random numbers that changed the images, [N, DRAWS]; None where none were changed."""
+
+    def to(self, device: torch.device) -> Batch:
+        """With images and labels on `device`."""
+        images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        return self._replace(images=images, labels=labels)
 
 
 class ImageSet(Protocol):
@@ -28,8 +47,8 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, places: Tensor, draws: Tensor | None) -> Batch:
-        """Images [N, 3, S, S] normalised, labels [N]; augmented where `draws` [N, DRAWS] in [0, 1) are given."""
+    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
+        """Images and labels at `places` [N]; augmented where `draws` [N, DRAWS] in [0, 1) are given."""
         ...
 
 
@@ -63,8 +82,9 @@ class _Batches(Dataset["Batch | BitfrontError"]):
 
     def __getitem__(self, number: int) -> Batch | BitfrontError:
         places = self.shares[number]
+        draws = None if self.draws is None else self.draws[places]
         try:
-            return self.images.batch(places, None if self.draws is None else self.draws[places])
+            return Batch(*self.images.batch(places, draws), places, draws)
         except BitfrontError as error:
             # Raised in a loader process, its message would arrive with a traceback in it.
             return error

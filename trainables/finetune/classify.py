@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from trainables.data.splits import Batch
 from trainables.evaluation import AttributionScore, compare_attribution, top1
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
@@ -20,15 +21,15 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     """Validation top-1 (percent) and attribution of `policy` after the finetune; clips calibrated on one batch."""
     config, workers = bench.config.finetune, bench.workers
     net = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
-    images, _ = next(iter(bench.training_batches(0, config.batch_size)))
-    calibrate(net, images.to(workers.device))
+    first = next(iter(bench.training_batches(0, config.batch_size)))
+    calibrate(net, first.images.to(workers.device))
     net.requires_grad_(True)
     model = workers.wrap(net)
     scores: list[tuple[float, AttributionScore]] = []
     bops_g = bench.costs.bops_g(policy)
 
-    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(model(images), labels)}
+    def step_terms(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(_score(net, bench))

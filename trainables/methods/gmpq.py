@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from trainables.attribution import Attribution, upsample
 from trainables.config import GmpqConfig
+from trainables.data.splits import Batch
 from trainables.methods.loop import Generalisation, new_supernet, run
 from trainables.policy import BitPolicy
 from trainables.reference import Bench
@@ -23,8 +24,9 @@ class ImitationTerms:
         self.reference_maps = Attribution(reference, probe)
         self.supernet_maps = Attribution(supernet.net, probe)
 
-    def __call__(self, images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """`logits` are the supernet's for `images`, from its last forward pass."""
+    def __call__(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """`logits` are the supernet's for the batch, from its last forward pass."""
+        images, labels = batch.images, batch.labels
         ours = self.supernet_maps.maps(logits, labels)
         _, theirs = self.reference_maps.observe(self.reference, images, labels)
         if self.config.resolution == "input":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.config import SupernetConfig
+from trainables.data.splits import Batch
 from trainables.models import build_network
 from trainables.policy import BitPolicy
 from trainables.reference import Bench
@@ -21,8 +22,8 @@ from trainables.risks import complexity_risk
 from trainables.supernet import Supernet, build_supernet
 from trainables.training import StepTerms, TrainingPlan, every, train
 
-GeneralisationTerms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-"""(images, labels, logits of the supernet) -> terms to record; `generalisation_risk` is weighed by eta."""
+GeneralisationTerms = Callable[[Batch, Tensor], dict[str, Tensor]]
+"""(batch, logits of the supernet for it) -> terms to record; `generalisation_risk` is weighed by eta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,14 @@ def make_objective(
 ) -> StepTerms:
     """The terms of eq. 6 for a batch. `model` is the supernet's network as the workers wrap it."""
 
-    def step_terms(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = model(images)
-        terms = {"task_risk": nn.functional.cross_entropy(logits, labels)}
+    def step_terms(batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch.images)
+        terms = {"task_risk": nn.functional.cross_entropy(logits, batch.labels)}
         weight_bits, act_bits = supernet.expected_bits()
         terms["complexity_risk"] = complexity_risk(weight_bits, act_bits, macs=supernet.macs, start=supernet.start)
         loss = terms["task_risk"] + config.zeta * terms["complexity_risk"]
         if generalisation is not None:
-            terms |= generalisation.terms(images, labels, logits)
+            terms |= generalisation.terms(batch, logits)
             loss = loss + generalisation.eta * terms["generalisation_risk"]
         return {"loss": loss, **terms}
 
