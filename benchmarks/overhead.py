@@ -31,7 +31,8 @@ from service.spec import load_spec
 from service.sweeps import open_sweep
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
-from trainables.policy import BitPolicy, LayerBits, PolicyRecord
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 
 SPEC = """\
 name: overhead

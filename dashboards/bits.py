@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainables.policy import PolicyRecord
+from trainables.policy_file import PolicyRecord
 
 # Okabe and Ito's blue and orange: told apart by colour-blind readers and in grey print.
 WEIGHT_COLOUR, ACT_COLOUR = "#0072B2", "#E69F00"

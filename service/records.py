@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trainables.errors import StorageError
-from trainables.policy import PolicyRecord
+from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport
 
 State = Literal["pending", "running", "done", "pruned", "diverged", "failed"]

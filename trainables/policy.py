@@ -1,4 +1,4 @@
-"""A policy: the weight and activation bits of every quantised layer of a network."""
+"""A policy: the weight and activation bits of every quantised layer of a network. `policy_file` keeps it with its costs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trainables.errors import ConfigError
 
-FORMAT_VERSION = 1
 MAX_BITS = 32
 
 
@@ -77,57 +75,6 @@ class BitPolicy:
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyRecord:
-    """A policy with where it came from and what it costs: the content of a policy file."""
-
-    policy: BitPolicy
-    method: str
-    settings: Mapping[str, Any]
-    costs: Mapping[str, float]
-
-    def to_json(self) -> str:
-        """Policy file as text; `from_json` reads it back."""
-        policy = self.policy
-        content = {
-            "bitfront_policy": FORMAT_VERSION,
-            "hash": policy.hash,
-            "network": policy.network,
-            "method": self.method,
-            "settings": dict(self.settings),
-            "costs": dict(self.costs),
-            "layers": policy.layers,
-        }
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, *, origin: str) -> PolicyRecord:
-        """Reads a policy file; `origin` is named in errors. A hash that does not match is an error."""
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{origin}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
-        if not isinstance(content, dict) or content.get("bitfront_policy") != FORMAT_VERSION:
-            raise ConfigError(f"{origin}: not a policy file: expected 'bitfront_policy': {FORMAT_VERSION}.")
-        try:
-            policy = policy_of(content["network"], content["layers"], origin)
-            record = cls(policy=policy, method=content["method"], settings=content["settings"], costs=content["costs"])
-            found = content["hash"]
-        except KeyError as error:
-            raise ConfigError(f"{origin}: the policy file lacks {error.args[0]!r}.") from None
-        if found != policy.hash:
-            raise ConfigError(
-                f"{origin}: the hash in the file ({str(found)[:12]}…) is not that of its bits "
-                f"({policy.hash[:12]}…): the file was edited by hand or damaged."
-            )
-        return record
-
-    @classmethod
-    def load(cls, path: Path) -> PolicyRecord:
-        """Reads the policy file at `path`."""
-        return cls.from_json(path.read_text(), origin=str(path))
-
-
 def policy_of(network: str, layers: object, origin: str) -> BitPolicy:
     """The policy of a network whose file, `origin`, has these `BitPolicy.layers`."""
     if not isinstance(layers, dict):
@@ -135,8 +82,13 @@ def policy_of(network: str, layers: object, origin: str) -> BitPolicy:
     for name, entry in layers.items():
         if not isinstance(entry, dict) or set(entry) != {"weight", "act", "pinned"}:
             raise ConfigError(f"{origin}: layer {name!r}: expected 'weight', 'act' and 'pinned', found {entry!r}.")
-    return BitPolicy(
-        network=network,
-        bits={name: LayerBits(weight=entry["weight"], act=entry["act"]) for name, entry in layers.items()},
-        pinned=frozenset(name for name, entry in layers.items() if entry["pinned"]),
-    )
+        if not isinstance(entry["pinned"], bool):
+            raise ConfigError(f"{origin}: layer {name!r}: 'pinned' is {entry['pinned']!r}; expected true or false.")
+    try:
+        return BitPolicy(
+            network=network,
+            bits={name: LayerBits(weight=entry["weight"], act=entry["act"]) for name, entry in layers.items()},
+            pinned=frozenset(name for name, entry in layers.items() if entry["pinned"]),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None

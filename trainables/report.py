@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from trainables.errors import StorageError
-from trainables.policy import PolicyRecord
+from trainables.policy_file import PolicyRecord
 
 RECORD_FILE = "record.json"
 Stage = Literal["reference", "search", "finetune"]

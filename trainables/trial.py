@@ -9,7 +9,8 @@ from trainables import methods
 from trainables.config import TrialConfig, method_name
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
-from trainables.policy import BitPolicy, PolicyRecord
+from trainables.policy import BitPolicy
+from trainables.policy_file import PolicyRecord
 from trainables.reference import Bench, load_bench
 from trainables.report import Report, TrialResult
 

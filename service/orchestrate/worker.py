@@ -15,7 +15,7 @@ from service.records import SweepStore, TrialRecord
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
-from trainables.policy import PolicyRecord
+from trainables.policy_file import PolicyRecord
 
 Tell = Callable[[dict[str, Any]], None]
 """Passes a worker's numbers on to Ray; called the same number of times on every worker."""

@@ -10,7 +10,8 @@ from dashboards.bits import draw_bits
 from dashboards.front import as_json, as_markdown, as_page, as_table
 from service.front import find_front
 from service.records import SweepRecord, TrialRecord
-from trainables.policy import BitPolicy, LayerBits, PolicyRecord
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 
 SWEEP = SweepRecord(
     name="<s>", spec_hash="h", facts={"network": "resnet8"}, total_trials=5, created_ms=1, reference={"top1": 99.0}

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from trainables.errors import ConfigError
-from trainables.policy import BitPolicy, LayerBits, PolicyRecord
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 
 POLICY = BitPolicy(
     network="net",
@@ -41,7 +42,7 @@ def test_the_difference_lists_layers_with_other_bits_and_layers_of_one_side() ->
         ({"layers": {"a": {"weight": 2}}}, r"p\.json: layer 'a': expected 'weight', 'act' and 'pinned'"),
         ({"layers": {"a": {"weight": 0, "act": 2, "pinned": False}}}, r"a: weight bits are 0; give a whole number"),
         ({"layers": {"a": {"weight": True, "act": 2, "pinned": False}}}, r"a: weight bits are True"),
-        ({"layers": []}, r"p\.json: 'layers' must map"),
+        ({"layers": []}, r"p\.json: layers is '\[\]'; expected an object"),
     ],
 )
 def test_a_damaged_policy_file_says_what_is_wrong(change: dict[str, object], message: str) -> None:

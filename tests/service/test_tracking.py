@@ -20,7 +20,8 @@ from service.mirror import BackgroundMirror, Tracker
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import check_tracking, first_line, resolve_uri
 from trainables.errors import TrackingError
-from trainables.policy import BitPolicy, LayerBits, PolicyRecord
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport
 
 SWEEP = SweepRecord(
