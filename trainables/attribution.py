@@ -1,19 +1,36 @@
 """Where a network looks: Grad-CAM maps, their ranks, the attribution rank difference (ARD), their entropy.
 
-Notation: N images; A [N, C, h, w] the last convolutional feature map; P = h·w pixels of a map; k ≤ P compared pixels.
+Notation: N images; A [N, C, h, w] the last feature map, of a transformer the patch tokens on their grid; P = h·w pixels
+of a map; k ≤ P compared pixels; y the class whose logit is attributed, the label or the network's own choice.
 
     α_c = mean_mn ∂logit_y/∂A_c[m,n],   M = ReLU(Σ_c α_c A_c),   M ← M / Σ M          (eqs 2-3; the sum: text of eq. 9)
 
-y is the label, for both networks. The scale Z of eq. 2 cancels in the division by the sum.
+The scale Z of eq. 2 cancels in the division by the sum.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.errors import ConfigError, CoverageError
+from trainables.errors import ConfigError
+from trainables.feature_map import find_feature_map
+
+
+class Observation(NamedTuple):
+    """What a frozen network makes of a batch, as constants."""
+
+    logits: Tensor
+    """[N, classes]."""
+    maps: Tensor
+    """[N, h, w], each with sum 1, or all zero."""
+    features: Tensor
+    """[N, C, h, w], the feature map A that the maps come from."""
 
 
 class Attribution:
@@ -26,9 +43,15 @@ class Attribution:
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
         """`images` [N, C, H, W]: a real batch, to find the feature map and the kind of head with."""
-        self.feature_layer = _last_feature_layer(net, images)
-        self._features: Tensor | None = None
-        self._hook = net.get_submodule(self.feature_layer).register_forward_hook(self._keep)
+        self._feature_map = find_feature_map(net, images)
+        self.feature_layer = self._feature_map.layer
+        self._out: Tensor | None = None
+        self._head: nn.Linear | None = None
+        self._attention = ExitStack()
+        self._hooks = (
+            net.get_submodule(self.feature_layer).register_forward_hook(self._keep),
+            net.register_forward_hook(self._restore_attention, always_call=True),
+        )
         self._head = self._find_closed_form(net, images)
 
     @property
@@ -36,47 +59,57 @@ class Attribution:
         """Whether maps come without a backward pass."""
         return self._head is not None
 
-    def maps(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Normalised maps [N, h, w] of the last forward pass, which gave `logits` [N, classes]; labels [N].
+    def maps(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Normalised maps [N, h, w] of the last forward pass, which gave `logits` [N, K]; classes [N], below K.
 
         Differentiable in the network's weights.
         """
-        return self._maps(logits, labels, create_graph=torch.is_grad_enabled())
+        return self._maps(self._take(), logits, classes, create_graph=torch.is_grad_enabled())
 
-    def _maps(self, logits: Tensor, labels: Tensor, *, create_graph: bool) -> Tensor:
-        features = self._take()
+    def _maps(self, out: Tensor, logits: Tensor, classes: Tensor, *, create_graph: bool) -> Tensor:
+        features = self._feature_map.of(out)
         if self._head is not None:
-            weights = self._head.weight[labels] / (features.shape[2] * features.shape[3])
+            weights = self._head.weight[classes] / (features.shape[2] * features.shape[3])
         else:
-            score = logits.gather(1, labels[:, None]).sum()
-            (grad,) = torch.autograd.grad(score, features, create_graph=create_graph, retain_graph=create_graph)
-            weights = grad.mean(dim=(2, 3))
+            score = logits.gather(1, classes[:, None]).sum()
+            (grad,) = torch.autograd.grad(score, out, create_graph=create_graph, retain_graph=create_graph)
+            weights = self._feature_map.of(grad).mean(dim=(2, 3))
         return normalise(torch.relu(torch.einsum("nc,nchw->nhw", weights, features)))
 
-    def observe(self, net: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and maps of a frozen network (`requires_grad_(False)`), as constants."""
+    def observe(self, net: nn.Module, images: Tensor, classes: Tensor | None) -> Observation:
+        """A frozen network (`requires_grad_(False)`) on `images`, for `classes` [N]; None: for its largest logits."""
         with torch.set_grad_enabled(not self.closed_form):
-            logits = net(images)
-            maps = self._maps(logits, labels, create_graph=False)
-        return logits.detach(), maps.detach()
+            logits, out = net(images), self._take()
+            chosen = logits.argmax(1) if classes is None else classes
+            maps = self._maps(out, logits, chosen, create_graph=False)
+        return Observation(logits.detach(), maps.detach(), self._feature_map.of(out.detach()))
 
     def detach(self) -> None:
         """Takes the tap off the network."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def _keep(self, module: nn.Module, inputs: object, out: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not out.requires_grad:
             # The network is frozen: the graph starts here and holds the head alone. A clone, as leaves allow no
             # in-place operation.
             out = out.detach().requires_grad_().clone()
-        self._features = out
+        elif torch.is_grad_enabled() and not self.closed_form:
+            # The map will be differentiated in its turn, which fused attention cannot.
+            self._restore_attention()
+            self._attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self._out = out
         return out
 
+    def _restore_attention(self, *_: object) -> None:
+        """As the network's forward pass ends, however it ends: attention may be fused again."""
+        self._attention.close()
+
     def _take(self) -> Tensor:
-        if self._features is None:
+        if self._out is None:
             raise RuntimeError("maps() needs a forward pass right before it.")
-        features, self._features = self._features, None
-        return features
+        out, self._out = self._out, None
+        return out
 
     @torch.enable_grad()
     def _find_closed_form(self, net: nn.Module, images: Tensor) -> nn.Linear | None:
@@ -88,54 +121,15 @@ class Attribution:
         net.eval()
         logits = net(images)
         net.train(was_training)
-        features = self._take()
+        out = self._take()
+        features = self._feature_map.of(out)
         if heads[-1].in_features != features.shape[1] or heads[-1].out_features != logits.shape[1]:
             return None
-        labels = logits.argmax(1)
-        (grad,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), features)
-        cam = (heads[-1].weight[labels] / (features.shape[2] * features.shape[3]))[:, :, None, None].expand_as(grad)
+        classes = logits.argmax(1)
+        (grad,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), out)
+        grad = self._feature_map.of(grad)
+        cam = (heads[-1].weight[classes] / (features.shape[2] * features.shape[3]))[:, :, None, None].expand_as(grad)
         return heads[-1] if torch.allclose(grad, cam, rtol=1e-4, atol=1e-7) else None
-
-
-@torch.no_grad()
-def _last_feature_layer(net: nn.Module, images: Tensor) -> str:
-    """Name of the last module to return [N, C, h, w] with more than one pixel, at or after the last convolution.
-
-    Raises CoverageError where the last convolution has one pixel left: there is nothing to rank.
-    """
-    found: list[str] = []
-    last_convolution = ""
-
-    def note(name: str, out: object) -> None:
-        nonlocal last_convolution
-        if not isinstance(out, Tensor) or out.dim() != 4:
-            return
-        several = out.shape[2] * out.shape[3] > 1
-        if isinstance(net.get_submodule(name), nn.Conv2d):
-            last_convolution = name
-            found.clear()
-        if several:
-            found.append(name)
-
-    handles = [
-        module.register_forward_hook(lambda m, i, out, name=name: note(name, out))
-        for name, module in net.named_modules()
-    ]
-    was_training = net.training
-    net.eval()
-    net(images)
-    net.train(was_training)
-    for handle in handles:
-        handle.remove()
-    if not last_convolution:
-        raise CoverageError("the network has no convolution that makes a feature map; attribution needs one.")
-    if not found:
-        size = f"{images.shape[2]}×{images.shape[3]}"
-        raise CoverageError(
-            f"of images of {size} pixels the last convolution, {last_convolution}, leaves a map of one pixel: "
-            "attribution has nothing to rank. Give a larger data.image_size, or another network."
-        )
-    return found[-1]
 
 
 def normalise(maps: Tensor) -> Tensor:

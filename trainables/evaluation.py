@@ -51,7 +51,7 @@ def compare_attribution(
     sums, pixels = torch.zeros(3, dtype=torch.float64), 0
     for batch in batches:
         images, labels, _, _ = batch.to(workers.device)
-        ours, theirs = (tap.observe(net, images, labels)[1] for tap, net in taps)
+        ours, theirs = (tap.observe(net, images, labels).maps for tap, net in taps)
         if config.resolution == "input":
             ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
         difference = rank_difference(ours, theirs, top_k=config.top_k)

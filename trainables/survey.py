@@ -63,7 +63,7 @@ def _fresh_bench(config: TrialConfig, data: DataSplits, workers: Workers) -> Ben
 
 def _map_pixels(bench: Bench) -> dict[Resolution, int]:
     tap = Attribution(bench.reference, bench.probe)
-    _, maps = tap.observe(bench.reference, bench.probe, torch.zeros(len(bench.probe), dtype=torch.long))
+    maps = tap.observe(bench.reference, bench.probe, None).maps
     tap.detach()
     return {"native": maps.shape[1] * maps.shape[2], "input": bench.probe.shape[2] * bench.probe.shape[3]}
 

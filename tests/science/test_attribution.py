@@ -86,7 +86,7 @@ def test_torchvision_networks_have_the_closed_form(name: str) -> None:
     attribution = Attribution(net, images)
     assert attribution.closed_form
     logits = net(images)
-    features = attribution._features
+    features = attribution._out
     (grad,) = torch.autograd.grad(logits[torch.arange(3), labels].sum(), features, retain_graph=True)
     expected = normalise((grad.mean((2, 3), keepdim=True) * features).sum(1).relu())
     torch.testing.assert_close(attribution.maps(logits, labels), expected, atol=1e-6, rtol=0)
@@ -124,7 +124,7 @@ def test_observing_a_frozen_network_gives_the_same_maps_as_constants(make) -> No
     expected = grad_cam(net, images, labels, 4)
     net.requires_grad_(False)
     attribution = Attribution(net, images)
-    logits, maps = attribution.observe(net, images, labels)
+    logits, maps, _ = attribution.observe(net, images, labels)
     torch.testing.assert_close(maps, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(logits, net(images))
     assert not maps.requires_grad
@@ -226,7 +226,7 @@ def test_a_deployed_network_is_attributed_through_its_quantised_head() -> None:
         calibrate(deployed, images)
         deployed.requires_grad_(False)
         attribution = Attribution(deployed, images)
-        _, maps = attribution.observe(deployed, images, labels)
+        maps = attribution.observe(deployed, images, labels).maps
         assert not attribution.closed_form
         if quantizer == "pact":
             # Eight bits are nearly float.

@@ -28,7 +28,7 @@ class ImitationTerms:
         """`logits` are the supernet's for the batch, from its last forward pass."""
         images, labels = batch.images, batch.labels
         ours = self.supernet_maps.maps(logits, labels)
-        _, theirs = self.reference_maps.observe(self.reference, images, labels)
+        theirs = self.reference_maps.observe(self.reference, images, labels).maps
         if self.config.resolution == "input":
             ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
         p = concentration(*self.supernet.expected_bits(), capacity=self.config.capacity)
