@@ -10,18 +10,24 @@ Conventions
             paper:  MACs_total·1024·mean(w·a)/1024, the mean MAC-weighted over the searched layers alone.
             Full precision is 32·32. 1 G is 10^9.
     Storage Σ weights·w_bits/8 bytes. Biases and normalisation stay float (4 bytes) and are listed apart.
+    Mean bits  of a weight: Σ weights·w_bits / Σ weights; of an activation: Σ inputs·a_bits / Σ inputs, an activation
+            that several layers read counting for each. Pinned layers included, products of activations not.
+
+Every cost follows from `Counts`, whole numbers, by one division, so that a cost that is compared with a limit is not
+blurred by the order of its sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
-from trainables.policy import BitPolicy
+from trainables.errors import ConfigError
+from trainables.policy import BitPolicy, LayerBits
 
 FULL_BITS = 32
-GIGA = 1e9
+GIGA = 10**9
 Convention = Literal["exact", "paper"]
 
 
@@ -33,8 +39,14 @@ class LayerWork:
     macs: int
     weights: int
     """Entries of the weight that a policy quantises; 0 for a product of activations."""
+    inputs: int
+    """Entries of the activation that it reads, over all its runs; 0 for a product of activations."""
     reads_negative: bool
     """Whether its input had a negative entry: then a signed quantiser is needed."""
+    reads: str
+    """The first layer that reads the very same activation; itself where no layer before it does."""
+    stream: str
+    """The same, where activations that are added to each other, and their sum, count as one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +74,34 @@ class Storage:
         return self.float_bytes / 1e6
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What bits add up to over a network, in whole numbers: every cost grows (compression falls) with one of them."""
+
+    bops: int
+    """Σ MACs·w_bits·a_bits over all layers and products of activations."""
+    searched_bops: int
+    """The same over the searched layers."""
+    weight_bits: int
+    """Σ weights·w_bits."""
+    act_bits: int
+    """Σ inputs·a_bits."""
+    searched_macs: int
+    """MACs of the searched layers, whatever their bits."""
+
+
+COUNT_OF = {
+    "bops_g": "bops",
+    "bops_paper_g": "searched_bops",
+    "compression": "bops",
+    "storage_mb": "weight_bits",
+    "storage_mib": "weight_bits",
+    "mean_weight_bits": "weight_bits",
+    "mean_act_bits": "act_bits",
+}
+"""The count that each cost follows from."""
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Work of every layer in order of execution, and what a policy makes of it. No tensors."""
@@ -85,35 +125,94 @@ class CostModel:
         """BOPs in full precision, 10^9."""
         return self.macs * FULL_BITS**2 / GIGA
 
-    def bops_g(self, policy: BitPolicy, *, convention: Convention = "exact") -> float:
-        """BOPs of one image under `policy`, 10^9. Raises ConfigError when the policy names other layers."""
-        policy.check_covers(self.layers)
-        if convention == "paper":
-            searched = {name: self.work[name].macs for name in policy.searched}
-            spent = sum(
-                macs * policy.searched[name].weight * policy.searched[name].act for name, macs in searched.items()
-            )
-            return self.macs * spent / sum(searched.values()) / GIGA
-        full = (FULL_BITS, FULL_BITS)
-        bits = policy.bits
-        return sum(w.macs * bits.get(name, full)[0] * bits.get(name, full)[1] for name, w in self.work.items()) / GIGA
+    @property
+    def weights(self) -> int:
+        """Weights of all layers."""
+        return sum(work.weights for work in self.work.values())
 
-    def of(self, policy: BitPolicy) -> dict[str, float]:
-        """Every cost: bops_g and bops_paper_g (10^9), compression (× fewer BOPs), storage_mb, storage_mib."""
-        bops_g, storage = self.bops_g(policy), self.storage(policy)
+    @property
+    def inputs(self) -> int:
+        """Entries that all layers read, those of an activation that several read counting for each."""
+        return sum(work.inputs for work in self.work.values())
+
+    def counts(self, policy: BitPolicy) -> Counts:
+        """What the bits of `policy` add up to. Raises ConfigError when it names other layers."""
+        policy.check_covers(self.layers)
+        full = LayerBits(FULL_BITS, FULL_BITS)
+        parts = [(name, work, policy.bits.get(name, full)) for name, work in self.work.items()]
+        searched = policy.searched
+        return Counts(
+            bops=sum(work.macs * bits.weight * bits.act for _, work, bits in parts),
+            searched_bops=sum(work.macs * bits.weight * bits.act for name, work, bits in parts if name in searched),
+            weight_bits=sum(work.weights * bits.weight for _, work, bits in parts),
+            act_bits=sum(work.inputs * bits.act for _, work, bits in parts),
+            searched_macs=sum(self.work[name].macs for name in searched),
+        )
+
+    def costs(self, counts: Counts) -> dict[str, float]:
+        """Every cost, each the nearest float to its exact value. See `of`."""
+        storage = self._storage(counts)
         return {
-            "bops_g": bops_g,
-            "bops_paper_g": self.bops_g(policy, convention="paper"),
-            "compression": self.full_bops_g / bops_g,
+            "bops_g": counts.bops / GIGA,
+            # A policy whose layers are all pinned has no mean to spread.
+            "bops_paper_g": self.macs * counts.searched_bops / (counts.searched_macs * GIGA or 1),
+            "compression": self.macs * FULL_BITS**2 / counts.bops,
             "storage_mb": storage.mb,
             "storage_mib": storage.mib,
+            "mean_weight_bits": counts.weight_bits / self.weights,
+            "mean_act_bits": counts.act_bits / self.inputs,
         }
+
+    def of(self, policy: BitPolicy) -> dict[str, float]:
+        """Every cost of `policy`: bops_g and bops_paper_g (10^9), compression (× fewer BOPs), storage_mb, storage_mib,
+        mean_weight_bits, mean_act_bits. Raises ConfigError when the policy names other layers."""
+        return self.costs(self.counts(policy))
+
+    def bops_g(self, policy: BitPolicy, *, convention: Convention = "exact") -> float:
+        """BOPs of one image under `policy`, 10^9. Raises ConfigError when the policy names other layers."""
+        return self.of(policy)["bops_paper_g" if convention == "paper" else "bops_g"]
 
     def storage(self, policy: BitPolicy) -> Storage:
         """Bytes under `policy`. Raises ConfigError when the policy names other layers."""
-        policy.check_covers(self.layers)
-        bits = policy.bits
-        return Storage(
-            weight_bytes=sum(work.weights * bits[name].weight for name, work in self.layers.items()) / 8,
-            float_bytes=self.float_entries * 4.0,
-        )
+        return self._storage(self.counts(policy))
+
+    def _storage(self, counts: Counts) -> Storage:
+        return Storage(weight_bytes=counts.weight_bits / 8, float_bytes=self.float_entries * 4.0)
+
+    def to_content(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them; `from_content` reads them back."""
+        return {"layers": {name: asdict(work) for name, work in self.work.items()}, "float_entries": self.float_entries}
+
+    @classmethod
+    def from_content(cls, content: object) -> CostModel:
+        """Reads `to_content`. Raises ConfigError that names what is missing or wrong."""
+        if not isinstance(content, dict) or set(content) != {"layers", "float_entries"}:
+            raise ConfigError("expected an object of 'layers' and 'float_entries'.")
+        if not isinstance(content["layers"], dict):
+            raise ConfigError("'layers' must map each layer's name to its work.")
+        work = {name: _work_of(name, entry) for name, entry in content["layers"].items()}
+        for name, layer in work.items():
+            for other in (layer.reads, layer.stream):
+                if other not in work:
+                    raise ConfigError(f"layer {name!r} reads with {other!r}, which is no layer of this network.")
+        return cls(work, _whole_number("float_entries", content["float_entries"]))
+
+
+def _work_of(name: str, entry: object) -> LayerWork:
+    known = {field.name: field.type for field in fields(LayerWork)}
+    if not isinstance(entry, dict) or set(entry) != set(known):
+        raise ConfigError(f"layer {name!r}: expected {', '.join(known)}; found {entry!r}.")
+    if entry["kind"] not in ("conv", "linear", "product"):
+        raise ConfigError(f"layer {name!r}: kind is {entry['kind']!r}; expected conv, linear or product.")
+    for key, value in entry.items():
+        if known[key] == "int":
+            _whole_number(f"layer {name!r}: {key}", value)
+        elif not isinstance(value, bool if known[key] == "bool" else str):
+            raise ConfigError(f"layer {name!r}: {key} is {value!r}; expected {known[key]}.")
+    return LayerWork(**entry)
+
+
+def _whole_number(where: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{where} is {value!r}; expected zero or a positive whole number.")
+    return value

@@ -1,4 +1,4 @@
-"""What the layers of a network do, found out by running it: multiply-accumulates, weights, signs of their inputs.
+"""What the layers of a network do, found out by running it: multiply-accumulates, weights, what they read.
 
 Whatever multiplies and is neither a Conv2d, a Linear nor a product of two activations is a CoverageError that names it.
 """
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from trainables.bops import CostModel, LayerWork
 from trainables.errors import CoverageError
+from trainables.streams import Streams
 
 _PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.mm, torch.ops.aten.addmm}
 # These work but have no entry in torch's table of operation counts, so they are known by their name.
@@ -26,16 +27,18 @@ _UNCOUNTABLE = ("rnn", "lstm", "gru", "_trilinear", "cdist", "_transformer_encod
 class _Counter(TorchDispatchMode):
     """Adds up MACs of every operation under the name of the innermost module that runs it."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.net = net
         self.running: list[str] = []
         self.work: dict[str, LayerWork] = {}
+        self.streams = Streams(images)
         self.parameters = {p.untyped_storage()._cdata: name for name, p in net.named_parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self.streams.observe(func, args, kwargs, out)
         packet = func._overloadpacket
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
@@ -60,7 +63,9 @@ class _Counter(TorchDispatchMode):
                 f"no policy could set its bits and no cost would count it. Use nn.Conv2d or nn.Linear there."
             )
         if name not in self.work:
-            self.work[name] = LayerWork(kind="product", macs=0, weights=0, reads_negative=True)
+            self.work[name] = LayerWork(
+                kind="product", macs=0, weights=0, inputs=0, reads_negative=True, reads=name, stream=name
+            )
         self._grow(name, macs)
 
     def _grow(self, name: str, macs: int) -> None:
@@ -70,18 +75,31 @@ class _Counter(TorchDispatchMode):
         name = self.running[-1] if self.running else ""
         return f"module {name or '(the network itself)'} ({type(self.net.get_submodule(name)).__name__})"
 
-    def enter(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Called as a module starts; a layer is charged from here on."""
         self.running.append(name)
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            negative = bool((inputs[0] < 0).any())
+            x = args[0] if args else kwargs["input"]
+            self.streams.read(name, x)
+            negative = bool((x < 0).any())
             old = self.work.get(name)
             self.work[name] = LayerWork(
                 kind="conv" if isinstance(layer, nn.Conv2d) else "linear",
                 macs=old.macs if old else 0,
                 weights=layer.weight.numel(),
+                inputs=x.numel() + (old.inputs if old else 0),
                 reads_negative=negative or (old is not None and old.reads_negative),
+                reads=name,
+                stream=name,
             )
+
+    def found(self) -> dict[str, LayerWork]:
+        """The work for all images, with the layers that share an activation."""
+        reads, streams = self.streams.reads(), self.streams.streams()
+        return {
+            name: replace(work, reads=reads.get(name, name), stream=streams.get(name, name))
+            for name, work in self.work.items()
+        }
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -89,7 +107,9 @@ class _Counter(TorchDispatchMode):
         handles = []
         for name, module in self.net.named_modules():
             handles += [
-                module.register_forward_pre_hook(lambda m, inputs, name=name: self.enter(name, m, inputs)),
+                module.register_forward_pre_hook(
+                    lambda m, args, kwargs, name=name: self.enter(name, m, args, kwargs), with_kwargs=True
+                ),
                 module.register_forward_hook(lambda m, inputs, out: self._leave()),
             ]
         try:
@@ -106,13 +126,13 @@ class _Counter(TorchDispatchMode):
 def measure(net: nn.Module, images: Tensor) -> CostModel:
     """Counts one forward pass of `net` on `images` [N, C, H, W], per image, in order of execution.
 
-    MACs depend on the shape alone; real images tell which layers read negative values.
+    MACs and what is read by whom depend on the shape alone; real images tell which layers read negative values.
 
     Raises CoverageError for work outside of Conv2d and Linear, and for such layers that the pass never reached.
     """
     was_training = net.training
     net.eval()
-    counter = _Counter(net)
+    counter = _Counter(net, images)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # Fused attention and fused encoder layers would hide their products from the counter.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -123,7 +143,10 @@ def measure(net: nn.Module, images: Tensor) -> CostModel:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         net.train(was_training)
     _check_all_reached(net, counter.work)
-    per_image = {name: replace(work, macs=work.macs // len(images)) for name, work in counter.work.items()}
+    per_image = {
+        name: replace(work, macs=work.macs // len(images), inputs=work.inputs // len(images))
+        for name, work in counter.found().items()
+    }
     weights = sum(work.weights for work in per_image.values())
     statistics = sum(b.numel() for b in net.buffers() if b.is_floating_point())
     return CostModel(per_image, sum(p.numel() for p in net.parameters()) - weights + statistics)

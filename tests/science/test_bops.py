@@ -183,3 +183,11 @@ def test_a_policy_for_other_layers_is_refused() -> None:
     policy = BitPolicy(network="net", bits={"0": LayerBits(2, 2), "layer9": LayerBits(2, 2)})
     with pytest.raises(ConfigError, match="does not have: layer9; layers without bits: 2"):
         costs.bops_g(policy)
+
+
+def test_mean_bits_are_means_over_weights_and_over_what_is_read_pinned_layers_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(24, 5))
+    costs = measure(net, torch.randn(7, 3, 4, 4))
+    found = costs.of(uniform(costs, 2, 3))
+    assert found["mean_weight_bits"] == pytest.approx((8 * 108 + 2 * 24 + 8 * 120) / (108 + 24 + 120))
+    assert found["mean_act_bits"] == pytest.approx((8 * 48 + 3 * 16 + 8 * 24) / (48 + 16 + 24))
