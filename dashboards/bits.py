@@ -48,4 +48,4 @@ def draw_bits(record: PolicyRecord, path: Path) -> None:
     handles = [Patch(color=WEIGHT_COLOUR, label="weights"), Patch(color=ACT_COLOUR, label="activations")]
     handles.append(Patch(facecolor="white", edgecolor="grey", hatch="////", label="pinned"))
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

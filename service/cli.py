@@ -18,16 +18,18 @@ from service.arguments import (
     address_option,
     json_option,
     overrides_option,
+    smoke_option,
     storage_option,
     sweep_argument,
 )
+from service.cli_policy import policy
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
 
 if TYPE_CHECKING:
+    from service.combinations import Surveyed
     from service.orchestrate.sweep import SweepOutcome
     from service.records import SweepStore
     from service.spec import SweepSpec
-    from trainables.api import Survey
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,9 +44,10 @@ spec_argument = click.argument("spec_file", type=click.Path(path_type=Path), met
 @main.command()
 @spec_argument
 @overrides_option
+@smoke_option
 @address_option
 @click.pass_context
-def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address: str) -> None:
+def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: str) -> None:
     """Run a sweep, here or on a Ray cluster, and print its front.
 
     A sweep of this name that was begun with the same YAML goes on where it stopped.
@@ -55,7 +58,7 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address
     """
     from service.spec import load_spec
 
-    spec = load_spec(spec_file, overrides)
+    spec = load_spec(spec_file, overrides, smoke=smoke)
     _preflight(spec, address)
     from service.orchestrate.worker import now_ms
     from service.sweeps import open_sweep, with_extensions
@@ -73,12 +76,10 @@ def _preflight(spec: SweepSpec, address: str) -> None:
         _survey(spec)
 
 
-def _survey(spec: SweepSpec) -> Survey:
-    from service.plan import typical_config
-    from service.preflight import check_survey
-    from trainables import api
+def _survey(spec: SweepSpec) -> Surveyed:
+    from service.preflight import check_survey, survey_all
 
-    found = api.survey(typical_config(spec))
+    found = survey_all(spec)
     check_survey(spec, found)
     return found
 
@@ -177,7 +178,7 @@ def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None
     for trial in outcome.store.trials():
         if trial.state in ("diverged", "failed"):
             console.print(describe(trial), highlight=False, soft_wrap=True)
-    reference = f", full precision {sweep.reference['top1']:.2f} % top-1" if sweep.reference else ""
+    reference = f", full precision {sweep.full_precision}" if sweep.full_precision else ""
     console.print()
     if found.members:
         console.print(as_table(found, f"{sweep.name}: Pareto front of {len(found.done)} policies{reference}"))
@@ -213,8 +214,9 @@ def _own_command() -> str:
 @main.command()
 @click.argument("spec_files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SWEEP.YAML...")
 @overrides_option
+@smoke_option
 @click.pass_context
-def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str, ...], smoke: bool) -> None:
     """Check sweeps without running them: YAML, data, machine, storage, tracking, budgets against the network."""
     from service.spec import load_spec
     from trainables.errors import BitfrontError
@@ -222,45 +224,46 @@ def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str
     broken = False
     for spec_file in spec_files:
         try:
-            spec = load_spec(spec_file, overrides)
+            spec = load_spec(spec_file, overrides, smoke=smoke)
             _preflight(spec, "")
         except BitfrontError as error:
             broken = True
             click.echo(str(error), err=True)
         else:
-            click.echo(f"{spec_file}: fine, {spec.trials} trials of {spec.method_name} on {spec.network.name}")
+            networks = ", ".join(spec.names("network"))
+            click.echo(f"{spec_file}: fine, {spec.trials} trials of {spec.method_name} on {networks}")
     ctx.exit(USAGE_ERROR if broken else 0)
 
 
 @main.command()
 @spec_argument
 @overrides_option
+@smoke_option
 @address_option
 @json_option
 @click.pass_context
-def plan(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], address: str, as_json: bool) -> None:
+def plan(
+    ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: str, as_json: bool
+) -> None:
     """Show what a sweep will take, before it runs: space, reachable costs, hours, money.
 
     Exit status 2 when a limit leaves nothing to run.
     """
     from service import plan as planning
-    from service.estimate import estimate_hours
+    from service.estimate import estimates_of
     from service.preflight import check as check_machine
     from service.settings import next_launches
     from service.spec import load_spec
 
-    spec = load_spec(spec_file, overrides)
+    spec = load_spec(spec_file, overrides, smoke=smoke)
     cpus, gpus = _size(address)
     check_machine(spec, cpus=cpus, gpus=gpus)
-    found = _survey(spec)
-    hours, reference_hours, known_from = estimate_hours(spec, found)
+    estimates, known_from = estimates_of(spec, _survey(spec))
     made = planning.make_plan(
         spec,
-        found,
+        estimates,
         cpus=cpus,
         gpus=gpus,
-        hours_per_trial=hours,
-        reference_hours=reference_hours,
         hours_from=known_from,
         launches=next_launches(spec.schedule, datetime.now(UTC), 3),
     )
@@ -292,8 +295,9 @@ def schema() -> None:
 @main.command()
 @spec_argument
 @overrides_option
+@smoke_option
 @click.option("--address", required=True, help="The cluster's dashboard, such as http://head:8265.")
-def submit(spec_file: Path, overrides: tuple[str, ...], address: str) -> None:
+def submit(spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: str) -> None:
     """Send a sweep to a Ray cluster as a job, and return; `logs`, `stop` and `status` take the same --address.
 
     The job carries Bitfront's own code; the cluster's machines need its dependencies. storage.path must be a folder
@@ -302,7 +306,7 @@ def submit(spec_file: Path, overrides: tuple[str, ...], address: str) -> None:
     from service.orchestrate.jobs import submit_sweep
     from service.spec import load_spec
 
-    spec = load_spec(spec_file, overrides)
+    spec = load_spec(spec_file, overrides, smoke=smoke)
     job = submit_sweep(spec, address)
     click.echo(f"Submitted as {job}. Follow it with:  {_own_command()} logs {spec.name} --address {address} --follow")
 
@@ -318,7 +322,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-for command in (clean, list_, logs, status, stop, sync, ui):
+for command in (clean, list_, logs, policy, status, stop, sync, ui):
     main.add_command(command)
 
 

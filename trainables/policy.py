@@ -1,4 +1,4 @@
-"""A policy: the weight and activation bits of every quantised layer of a network. `policy_file` keeps it with its costs."""
+"""A policy: the weight and activation bits of every quantised layer of a network. `policy_file` keeps it."""
 
 from __future__ import annotations
 

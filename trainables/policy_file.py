@@ -142,6 +142,8 @@ def _work_of(content: object, policy: BitPolicy, origin: str) -> CostModel:
         policy.check_covers(work.layers)
     except ConfigError as error:
         raise ConfigError(f"{origin}: work: {error}") from None
+    if not (work.macs and work.weights and work.inputs):
+        raise ConfigError(f"{origin}: work: no layer multiplies anything; no policy of such a network has costs.")
     return work
 
 
@@ -169,7 +171,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(text: str, *, origin: str) -> dict[str, Any]:
-    """The JSON object that `text` holds. Raises ConfigError for anything else, a key that stands twice, NaN, infinity."""
+    """The JSON object that `text` holds. Raises ConfigError for all else, keys that stand twice and NaN."""
     try:
         content = json.loads(text, object_pairs_hook=_pairs)
     except json.JSONDecodeError as error:

@@ -44,8 +44,12 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
 
 
 def _record(bench: Bench, policy: BitPolicy) -> PolicyRecord:
-    costs, method = bench.costs, bench.config.method
-    full = {"full_bops_g": costs.full_bops_g, "float_mb": costs.storage(policy).float_mb}
-    return PolicyRecord(
-        policy=policy, method=method_name(method), settings=dataclasses.asdict(method), costs=costs.of(policy) | full
+    config = bench.config
+    return PolicyRecord.measured(
+        policy,
+        bench.costs,
+        method=method_name(config.method),
+        settings=dataclasses.asdict(config.method),
+        image_size=config.data.image_size,
+        num_classes=bench.data.num_classes,
     )

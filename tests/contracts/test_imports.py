@@ -21,9 +21,10 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["service.cli", "service.cli_records", "service.sweeps", "service.standing", "service.plan", "service.schema",
-     "service.halving", "trainables.survey_report", "service.spec", "service.preflight", "service.records",
-     "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front", "dashboards.bits",
+    ["service.cli", "service.cli_records", "service.cli_policy", "service.sweeps", "service.standing", "service.plan",
+     "service.schema", "service.halving", "trainables.survey_report", "service.spec", "service.preflight",
+     "service.records", "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front",
+     "dashboards.bits", "dashboards.policies", "service.policies", "trainables.bops", "trainables.policy_file",
      "trainables.api", "trainables.config", "trainables.policy", "trainables.models", "trainables.data"],
 )  # fmt: skip
 def test_importing_it_loads_nothing_heavy(module: str) -> None:

@@ -1,0 +1,206 @@
+"""Policies in the terminal and for programs: layers, costs, differences, and the bits as rows of coloured cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainables.bops import FULL_BITS, GIGA
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+COSTS = (
+    ("bops_g", "BOPs G", "{:.4g}"),
+    ("bops_paper_g", "paper G", "{:.4g}"),
+    ("compression", "× less", "{:.1f}"),
+    ("storage_mb", "MB", "{:.4g}"),
+    ("storage_mib", "MiB", "{:.4g}"),
+    ("float_mb", "float MB", "{:.4g}"),
+    ("mean_weight_bits", "w bits", "{:.2f}"),
+    ("mean_act_bits", "a bits", "{:.2f}"),
+)
+"""Of a policy, as they are shown: the paper's BOPs are G as well; MB and MiB are the weights'."""
+NONE = "–"
+SHADES = dict(
+    enumerate(("#440154", "#31688e", "#1f998a", "#35b779", "#6ece58", "#a5db36", "#d2e21b", "#fde725"), start=1)
+)
+"""Viridis by the logarithm of the bits: told apart by colour-blind readers. More than 8 bits look like 8."""
+DARK = (1, 2)
+"""Shades on which white is read."""
+CELL = 3
+"""Characters of a cell, its space included."""
+
+
+def layer_rows(record: PolicyRecord) -> list[dict[str, Any]]:
+    """Layers in order of execution: name, weight_bits, act_bits, pinned; with their work, where the file has it.
+
+    Products of two activations, which have no bits of their own, are among them, so that the shares add up to 1.
+    """
+    policy, work = record.policy, record.work
+    if work is None:
+        return [{"layer": name, **_bits(bits), "pinned": name in policy.pinned} for name, bits in policy.bits.items()]
+    float_bits = LayerBits(FULL_BITS, FULL_BITS)
+    bops = {name: layer.macs * math.prod(policy.bits.get(name, float_bits)) for name, layer in work.work.items()}
+    total = sum(bops.values())
+    return [
+        {
+            "layer": name,
+            "kind": layer.kind,
+            "macs": layer.macs,
+            "weights": layer.weights,
+            **_bits(policy.bits.get(name)),
+            "bops_g": bops[name] / GIGA,
+            "bops_share": bops[name] / total,
+            "pinned": name in policy.pinned,
+        }
+        for name, layer in work.work.items()
+    ]
+
+
+def _bits(bits: LayerBits | None) -> dict[str, int | None]:
+    return {"weight_bits": bits.weight, "act_bits": bits.act} if bits else {"weight_bits": None, "act_bits": None}
+
+
+def as_json(name: str, record: PolicyRecord) -> dict[str, Any]:
+    """A policy for programs."""
+    policy = record.policy
+    return {
+        "policy": name,
+        "hash": policy.hash,
+        "network": policy.network,
+        "method": record.method,
+        "parent": record.parent,
+        "changes": list(record.changes),
+        "image_size": record.image_size or None,
+        "num_classes": record.num_classes or None,
+        "costs": dict(record.costs),
+        "layers": layer_rows(record),
+    }
+
+
+def header(name: str, record: PolicyRecord) -> str:
+    """What the policy is, where it came from, what it costs."""
+    policy, costs = record.policy, record.costs
+    lines = [f"{name}: {policy.network}, {record.method}, {policy.hash}"]
+    if record.parent:
+        lines.append(f"made from {record.parent[:10]} by {', '.join(record.changes)}")
+    if record.image_size:
+        lines.append(f"counted on {record.image_size}×{record.image_size} pixels and {record.num_classes} classes")
+    shown = {key: form.format(costs[key]) for key, _, form in COSTS if key in costs}
+    parts = [f"{shown['bops_g']} G BOPs"] if "bops_g" in shown else []
+    if "bops_paper_g" in shown:
+        parts.append(f"{shown['bops_paper_g']} G as the paper counts")
+    if "compression" in shown:
+        parts.append(f"{shown['compression']}× less than full precision")
+    lines.append(", ".join(parts))
+    if "storage_mb" in shown:
+        floats = f", {shown['float_mb']} MB stay float" if "float_mb" in shown else ""
+        lines.append(f"weights {shown['storage_mb']} MB ({shown.get('storage_mib', NONE)} MiB){floats}")
+    if "mean_weight_bits" in shown:
+        lines.append(f"on average {shown['mean_weight_bits']} bits a weight, {shown['mean_act_bits']} an activation")
+    return "\n".join(line for line in lines if line)
+
+
+def layer_table(record: PolicyRecord) -> Table:
+    """A row for each layer."""
+    rows = layer_rows(record)
+    heads = ["#", "layer", "w", "a", "pinned"]
+    if record.work:
+        heads = ["#", "layer", "kind", "MACs M", "weights k", "w", "a", "BOPs %", "pinned"]
+    table = new_table(heads, left=("layer", "kind", "pinned"))
+    for number, row in enumerate(rows, start=1):
+        bits = [_cell(row["weight_bits"]), _cell(row["act_bits"])]
+        pinned = "pinned" if row["pinned"] else ""
+        if record.work:
+            work = [row["kind"], f"{row['macs'] / 1e6:.3f}", f"{row['weights'] / 1e3:.3f}"]
+            table.add_row(str(number), row["layer"], *work, *bits, f"{100 * row['bops_share']:.1f}", pinned)
+        else:
+            table.add_row(str(number), row["layer"], *bits, pinned)
+    return table
+
+
+def heat_map(record: PolicyRecord, *, width: int) -> Text:
+    """Bits by layer, in order of execution: a row for weights, one for activations, numbered as in the table."""
+    from rich.text import Text
+
+    rows = layer_rows(record)
+    label = len("activations ")
+    per_line = max(1, (width - label) // CELL)
+    text = Text()
+    for start in range(0, len(rows), per_line):
+        part = list(enumerate(rows[start : start + per_line], start=start + 1))
+        text.append("\n\n" if start else "")
+        text.append(f"{'layer':{label}}{''.join(f'{number:{CELL}}' for number, _ in part)}\n", style="dim")
+        for kind, key in (("weights", "weight_bits"), ("activations", "act_bits")):
+            text.append(f"{kind:{label}}")
+            for _, row in part:
+                text.append(f"{_cell(row[key]):>{CELL - 1}} ", style=_shade(row[key]))
+            text.append("" if kind == "activations" else "\n")
+    return text
+
+
+def _shade(bits: int | None) -> str:
+    if bits is None:
+        return "dim"
+    return f"{'white' if bits in DARK else 'black'} on {SHADES[min(bits, max(SHADES))]}"
+
+
+def _cell(bits: int | None) -> str:
+    return NONE if bits is None else str(bits)
+
+
+def cost_table(costs_by_name: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
+    """A row for each policy."""
+    shown = [cost for cost in COSTS if all(cost[0] in costs for _, costs in costs_by_name)]
+    table = new_table(["policy", *(label for _, label, _ in shown)], left=("policy",))
+    for name, costs in costs_by_name:
+        table.add_row(name, *(form.format(costs[key]) for key, _, form in shown))
+    return table
+
+
+def cost_difference(ours: Mapping[str, float], theirs: Mapping[str, float], names: tuple[str, str]) -> Table:
+    """A row for each cost: both sides, the difference and the ratio of the second to the first."""
+    table = new_table(["cost", *names, "difference", "ratio"], left=("cost",))
+    for key, label, form in COSTS:
+        if key in ours and key in theirs:
+            change = theirs[key] - ours[key]
+            ratio = f"{theirs[key] / ours[key]:.3f}" if ours[key] else NONE
+            table.add_row(label, form.format(ours[key]), form.format(theirs[key]), f"{change:+.4g}", ratio)
+    return table
+
+
+def bits_difference(ours: BitPolicy, theirs: BitPolicy, names: tuple[str, str], *, layers: Iterable[str]) -> Table:
+    """Weight/activation bits of both policies, for `layers`; a layer that one side lacks has a dash there."""
+    table = new_table(["layer", *names], left=("layer",))
+    for name in layers:
+        sides = (policy.bits.get(name) for policy in (ours, theirs))
+        table.add_row(name, *(f"{bits.weight}/{bits.act}" if bits else NONE for bits in sides))
+    return table
+
+
+def difference_as_json(ours: PolicyRecord, theirs: PolicyRecord, names: tuple[str, str]) -> dict[str, Any]:
+    """Two policies for programs: both hashes and costs, and the layers that differ."""
+    differing = ours.policy.diff(theirs.policy)
+    return {
+        "policies": list(names),
+        "hashes": [ours.policy.hash, theirs.policy.hash],
+        "networks": [ours.policy.network, theirs.policy.network],
+        "costs": [dict(ours.costs), dict(theirs.costs)],
+        "layers": {name: [bits._asdict() if bits else None for bits in pair] for name, pair in differing.items()},
+    }
+
+
+def new_table(heads: Sequence[str], *, left: Sequence[str]) -> Table:
+    """A plain table; the columns `left` are text, the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right", overflow="fold")
+    return table

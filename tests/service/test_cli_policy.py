@@ -1,0 +1,353 @@
+"""The commands on policies, on the files that trials write, through the command line's own front door."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from service.cli import main
+from service.records import SweepRecord, SweepStore
+from trainables import api
+from trainables.bops import CostModel
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
+
+SWEEP = SweepRecord(name="s", spec_hash="h", facts={"network": "resnet8"}, total_trials=3, created_ms=1_000)
+OLD = Path(__file__).parents[1] / "golden" / "policy-v1.json"
+"""Written by the trial of a sweep when files had no work; its ties are not kept."""
+TIED = ("layer2.0.conv1", "layer2.0.downsample.0")
+
+
+@pytest.fixture(scope="session")
+def work() -> CostModel:
+    return api.count("resnet8", image_size=16, num_classes=10)
+
+
+def make_record(work: CostModel, **changed: LayerBits) -> PolicyRecord:
+    """Stem and head pinned to 8/8, all else 2/3 but for what is `changed`, by layer with _ for a dot."""
+    names = list(work.layers)
+    ends = (names[0], names[-1])
+    bits = {name: LayerBits(8, 8) if name in ends else LayerBits(2, 3) for name in names}
+    bits |= {name: changed[name.replace(".", "_")] for name in names if name.replace(".", "_") in changed}
+    policy = BitPolicy(network="resnet8", bits=bits, pinned=frozenset(ends))
+    settings = {"zeta": 0.1, "quantizer": "pact"}
+    return PolicyRecord.measured(policy, work, method="gmpq", settings=settings, image_size=16, num_classes=10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: CostModel) -> Path:
+    """The working directory: a.json, b.json, old.json, and a storage with a sweep whose trial 1 is done."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITFRONT_STORAGE", "st")
+    (tmp_path / "a.json").write_text(make_record(work).to_json())
+    other = make_record(work, layer1_0_conv1=LayerBits(4, 3), layer3_0_conv2=LayerBits(2, 2))
+    (tmp_path / "b.json").write_text(other.to_json())
+    shutil.copy(OLD, tmp_path / "old.json")
+    store = SweepStore.create(tmp_path / "st", SWEEP, spec_text="name: s\n")
+    for number in range(2):
+        store.plan_trial(f"t{number:04d}", number=number, settings={})
+    store.save_policy("t0001", other)
+    return tmp_path
+
+
+@pytest.fixture
+def bitfront(folder: Path) -> Callable[..., Result]:
+    def call(*arguments: str, status: int = 0) -> Result:
+        found = CliRunner().invoke(main, ["policy", *arguments])
+        assert found.exit_code == status, (found.output, found.exception)
+        return found
+
+    return call
+
+
+def read(path: str) -> PolicyRecord:
+    return PolicyRecord.load(Path(path))
+
+
+def test_show_has_a_row_for_every_layer_and_the_costs_of_the_file(bitfront: Callable[..., Result]) -> None:
+    text, record = bitfront("show", "a.json").output, read("a.json")
+    assert record.policy.hash in text
+    assert f"{record.costs['bops_g']:.4g} G BOPs" in text
+    assert record.work is not None
+    for number, (name, layer) in enumerate(record.work.layers.items(), start=1):
+        bits = record.policy.bits[name]
+        row = rf"^ *{number} +{re.escape(name)} +{layer.kind} +[\d.]+ +[\d.]+ +{bits.weight} +{bits.act} +[\d.]+"
+        assert re.search(row, text, flags=re.MULTILINE), name
+
+
+def test_the_heat_map_says_the_bits_without_colour(bitfront: Callable[..., Result]) -> None:
+    lines = bitfront("show", "b.json").output.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("layer ", "weights ", "activatio"))}
+    bits = read("b.json").policy.bits.values()
+    assert rows["weights"] == [str(b.weight) for b in bits]
+    assert rows["activations"] == [str(b.act) for b in bits]
+    assert rows["layer"] == [str(n) for n in range(1, len(bits) + 1)]
+
+
+def test_shares_of_bops_add_up_to_one_and_follow_from_the_bits(bitfront: Callable[..., Result]) -> None:
+    content = json.loads(bitfront("show", "a.json", "--json").output)
+    record = read("a.json")
+    assert content["costs"] == record.costs
+    assert sum(row["bops_share"] for row in content["layers"]) == pytest.approx(1)
+    assert sum(row["bops_g"] for row in content["layers"]) == pytest.approx(record.costs["bops_g"])
+    for row in content["layers"]:
+        assert row["bops_g"] == pytest.approx(row["macs"] * row["weight_bits"] * row["act_bits"] / 1e9)
+
+
+def test_show_draws_the_picture(bitfront: Callable[..., Result], folder: Path) -> None:
+    bitfront("show", "a.json", "--png", "bits.picture")
+    assert (folder / "bits.picture").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_version_1_is_shown_without_its_work(bitfront: Callable[..., Result]) -> None:
+    text = bitfront("show", "old.json").output
+    assert "153.3× less than full precision" in text
+    assert "MACs" not in text
+    assert json.loads(bitfront("show", "old.json", "--json").output)["image_size"] is None
+
+
+@pytest.mark.parametrize("name", ["s/t0001", "s/1"])
+def test_a_trial_is_named_by_its_sweep_and_its_id_or_number(bitfront: Callable[..., Result], name: str) -> None:
+    found = json.loads(bitfront("show", name, "--json").output)
+    assert found["hash"] == read("b.json").policy.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.json", "none.json: no such file; give a policy file, or SWEEP/TRIAL such as quickstart/t0003."),
+        ("nowhere/none.json", "nowhere/none.json: no such file"),
+        ("t/t0001", "holds no sweep 't'"),
+        ("s/t0009", "s has no trial 't0009'; did you mean 't0001'?; known: t0000, t0001"),
+        ("s/../s", "no such file"),
+        ("s/t0000", "s/t0000 is pending and has no policy: only a trial that is done has."),
+        ("st", "st: no such file"),
+        ("picture.png", "picture.png: not a text file"),
+        ("text.json", "text.json:1:1: not JSON"),
+    ],
+)
+def test_what_is_no_policy_is_one_message(
+    bitfront: Callable[..., Result], folder: Path, name: str, message: str
+) -> None:
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    (folder / "text.json").write_text("oops")
+    found = bitfront("show", name, status=2)
+    assert message.replace("?;", ";").split(";")[0] in found.stderr
+    assert found.stderr.startswith("bitfront: ")
+
+
+def test_costs_at_another_size_are_those_of_the_network_counted_there(bitfront: Callable[..., Result]) -> None:
+    content = json.loads(bitfront("cost", "a.json", "b.json", "--image-size", "32", "--json").output)
+    larger = api.count("resnet8", image_size=32, num_classes=10)
+    for name, found in zip(("a.json", "b.json"), content, strict=True):
+        record = read(name)
+        assert found["costs"].items() >= larger.of(record.policy).items()
+        # All convolutions have 4 times the pixels; the head has one, whatever the image.
+        head = larger.work["fc"].macs * 64 / 1e9
+        assert found["costs"]["bops_g"] == pytest.approx(4 * (record.costs["bops_g"] - head) + head)
+        assert found["costs"]["storage_mb"] == record.costs["storage_mb"]
+
+
+def test_costs_for_more_classes_differ_by_the_head(bitfront: Callable[..., Result]) -> None:
+    content = json.loads(bitfront("cost", "a.json", "--num-classes", "100", "--json").output)
+    added = 90 * 64
+    assert content[0]["costs"]["storage_mb"] == pytest.approx(read("a.json").costs["storage_mb"] + added * 8 / 8 / 1e6)
+
+
+def test_costs_are_a_table_with_a_row_for_each_policy(bitfront: Callable[..., Result]) -> None:
+    lines = bitfront("cost", "a.json", "s/1").output.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["a.json", "s/1"]
+    assert f"{read('b.json').costs['bops_g']:.4g}" in lines[3].split()
+
+
+def test_a_policy_of_another_network_is_refused_with_both_sides(bitfront: Callable[..., Result]) -> None:
+    message = bitfront("cost", "a.json", "--network", "resnet20", status=2).stderr
+    assert "layers the network does not have: none" in message
+    assert "layers without bits: layer1.1.conv1" in message
+    message = bitfront("cost", "a.json", "--network", "resnet18", "--image-size", "64", status=2).stderr
+    assert "layers without bits: layer1.1.conv1, layer1.1.conv2" in message
+
+
+def test_a_file_of_version_1_is_costed_once_it_is_told_on_what(bitfront: Callable[..., Result]) -> None:
+    assert "give --image-size and --num-classes" in bitfront("cost", "old.json", status=2).stderr
+    assert "give --num-classes" in bitfront("cost", "old.json", "--image-size", "16", status=2).stderr
+    sizes = ("--image-size", "16", "--num-classes", "10")
+    content = json.loads(bitfront("cost", "old.json", *sizes, "--json").output)
+    for name, value in read("old.json").costs.items():
+        assert content[0]["costs"][name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_the_difference_lists_the_layers_that_differ_and_both_costs(bitfront: Callable[..., Result]) -> None:
+    text, ours, theirs = bitfront("diff", "a.json", "s/t0001").output, read("a.json"), read("b.json")
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["layer1.0.conv1"] == ["2/3", "4/3"]
+    assert rows["layer3.0.conv2"] == ["2/3", "2/2"]
+    assert "layer1.0.conv2" not in rows
+    change = theirs.costs["bops_g"] - ours.costs["bops_g"]
+    ratio = theirs.costs["bops_g"] / ours.costs["bops_g"]
+    assert rows["BOPs"][-2:] == [f"{change:+.4g}", f"{ratio:.3f}"]
+    assert "8 of 10 layers have the same bits." in text
+    assert "layer1.0.conv2" in bitfront("diff", "a.json", "b.json", "--all").output
+    assert "No layer's bits differ." in bitfront("diff", "a.json", "a.json").output
+
+
+def test_the_difference_of_two_networks_lists_the_layers_of_one_side(
+    bitfront: Callable[..., Result], folder: Path
+) -> None:
+    larger = api.count("resnet20", image_size=16, num_classes=10)
+    policy = BitPolicy(network="resnet20", bits=dict.fromkeys(larger.layers, LayerBits(2, 3)))
+    record = PolicyRecord.measured(policy, larger, method="gmpq", settings={}, image_size=16, num_classes=10)
+    (folder / "c.json").write_text(record.to_json())
+    text = bitfront("diff", "a.json", "c.json").output
+    assert "The networks differ: resnet8 and resnet20." in text
+    assert re.search(r"^layer1\.1\.conv1 +– +2/3", text, flags=re.MULTILINE)
+    content = json.loads(bitfront("diff", "a.json", "c.json", "--json").output)
+    assert content["layers"]["layer1.1.conv1"] == [None, {"weight": 2, "act": 3}]
+
+
+def test_bits_set_by_hand_are_costed_anew_under_a_new_hash(bitfront: Callable[..., Result], work: CostModel) -> None:
+    text = bitfront("set", "a.json", "layer1.*=4/-", "layer1.0.conv2=-/2", "-o", "new.json").output
+    before, after = read("a.json"), read("new.json")
+    assert after.policy.bits == {
+        **before.policy.bits,
+        "layer1.0.conv1": LayerBits(4, 3),
+        "layer1.0.conv2": LayerBits(4, 2),
+    }
+    assert after.costs.items() >= work.of(after.policy).items()
+    assert after.policy.hash != before.policy.hash
+    assert (after.parent, after.changes) == (before.policy.hash, ("layer1.*=4/-", "layer1.0.conv2=-/2"))
+    assert (after.method, after.settings, after.policy.pinned) == ("gmpq", before.settings, before.policy.pinned)
+    assert after.policy.hash[:10] in text
+    assert "made from" in bitfront("show", "new.json").output
+    bitfront("set", "new.json", "fc=4", "-o", "newer.json")
+    assert read("newer.json").policy.bits["fc"] == LayerBits(4, 4)
+    assert (read("newer.json").parent, len(read("newer.json").changes)) == (after.policy.hash, 3)
+
+
+def test_layers_that_read_one_activation_keep_one_width_for_it(bitfront: Callable[..., Result]) -> None:
+    conv, downsample = TIED
+    text = bitfront("set", "a.json", f"{conv}=4/8", "-o", "new.json").output
+    assert f"{downsample} reads the same activation as {conv}, which is 8 bits in both now." in text
+    bits = read("new.json").policy.bits
+    assert (bits[conv], bits[downsample]) == (LayerBits(4, 8), LayerBits(2, 8))
+    text = bitfront("set", "a.json", f"{conv}=4/-", "-o", "weights.json").output
+    assert "reads the same activation" not in text
+    # Later patterns win, for partners too.
+    bitfront("set", "a.json", f"{conv}=8", f"{downsample}=2/4", "-o", "last.json")
+    bits = read("last.json").policy.bits
+    assert (bits[conv], bits[downsample]) == (LayerBits(8, 4), LayerBits(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layer9.*=4"], "'layer9.*=4' matches no layer; layers are: conv1, layer1.0.conv1"),
+        (["fc"], "'fc' sets no bits; give PATTERN=WEIGHT/ACT"),
+        (["fc="], "'fc=' sets no bits"),
+        (["=4"], "'=4' sets no bits"),
+        (["fc=-/-"], "'fc=-/-' sets no bits"),
+        (["fc=4/4/4"], "sets no bits"),
+        (["fc=-4"], "sets no bits"),
+        (["fc=0"], "'fc=0': 0 bits; give 1 to 16"),
+        (["fc=4/17"], "'fc=4/17': 17 bits; give 1 to 16"),
+        (["fc=4", "none=4"], "'none=4' matches no layer"),
+    ],
+)
+def test_an_assignment_that_cannot_be_is_an_error_and_nothing_is_written(
+    bitfront: Callable[..., Result], folder: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    assert message in bitfront("set", "a.json", *arguments, "-o", "new.json", status=2).stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_nothing_is_overwritten_unless_it_is_asked_for(bitfront: Callable[..., Result], folder: Path) -> None:
+    before = (folder / "b.json").read_text()
+    assert (
+        "b.json exists; give another file, or --force"
+        in bitfront("set", "a.json", "fc=4", "-o", "b.json", status=2).stderr
+    )
+    assert (folder / "b.json").read_text() == before
+    bitfront("set", "a.json", "fc=4", "-o", "b.json", "--force")
+    assert read("b.json").parent == read("a.json").policy.hash
+    trial = "st/s/trials/t0001/policy.json"
+    assert "belongs to a trial" in bitfront("set", "a.json", "fc=4", "-o", trial, "--force", status=2).stderr
+    assert "is a folder" in bitfront("set", "a.json", "fc=4", "-o", "st", "--force", status=2).stderr
+    assert "No such file" in bitfront("set", "a.json", "fc=4", "-o", "no/where.json", status=2).stderr
+
+
+def test_a_file_of_version_1_cannot_be_edited(bitfront: Callable[..., Result]) -> None:
+    assert "version 1" in bitfront("set", "old.json", "fc=4", "-o", "new.json", status=2).stderr
+
+
+def test_a_policy_that_is_as_it_says_is_fine(bitfront: Callable[..., Result]) -> None:
+    assert bitfront("validate", "a.json").output == "a.json: fine, 10 layers of resnet8\n"
+    assert "fine" in bitfront("validate", "s/1", "--network", "resnet8").output
+    bops_g = str(read("a.json").costs["bops_g"])
+    assert "within bops_g" in bitfront("validate", "a.json", "--bops-g", bops_g).output
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "better"),
+    [
+        ("bops_g", 0.99, "more"),
+        ("storage_mb", 0.99, "more"),
+        ("mean_act_bits", 0.99, "more"),
+        ("compression", 1.01, "less"),
+    ],
+)
+def test_a_limit_that_is_broken_is_found(
+    bitfront: Callable[..., Result], limit: str, value: float, better: str
+) -> None:
+    limit_value = read("a.json").costs[limit] * value
+    found = bitfront("validate", "a.json", f"--{limit.replace('_', '-')}", str(limit_value), status=1).output
+    assert found.startswith(f"a.json: {limit} is {read('a.json').costs[limit]:.10g}, {better} than the limit")
+    assert len(found.splitlines()) == 1
+
+
+def test_what_was_tampered_with_is_found(bitfront: Callable[..., Result], folder: Path) -> None:
+    content = json.loads((folder / "a.json").read_text())
+
+    def found(change: Callable[[dict], object], *options: str) -> str:
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        (folder / "x.json").write_text(json.dumps(changed))
+        return bitfront("validate", "x.json", *options, status=1).output
+
+    assert "is not that of its bits" in found(lambda c: c["layers"]["fc"].update(weight=7))
+    assert "is not that of its bits" in found(lambda c: c.update(hash="0" * 64))
+    assert re.search(
+        r"costs\.bops_g is 1 in the file, but the bits cost 0\.\d+", found(lambda c: c["costs"].update(bops_g=1))
+    )
+    less = found(lambda c: c["work"]["layers"]["fc"].update(macs=1), "--network", "resnet8")
+    assert "fc: the file says macs 1, the network has 640." in less
+    assert "is not that of its bits" in found(lambda c: c["layers"].pop("fc"))
+    assert "layers the network does not have: fc" in found(lambda c: c["work"]["layers"].pop("fc"))
+
+
+def test_untied_activations_are_found(bitfront: Callable[..., Result], folder: Path, work: CostModel) -> None:
+    untied = make_record(work, layer2_0_conv1=LayerBits(2, 2))
+    (folder / "x.json").write_text(untied.to_json())
+    found = bitfront("validate", "x.json", status=1).output
+    assert found == (
+        "x.json: layers that read one activation give it different bits: "
+        "layer2.0.conv1 2, layer2.0.downsample.0 3.\n"
+    )  # fmt: skip
+    sizes = ("--image-size", "16", "--num-classes", "10")
+    assert "layer3.0.downsample.0 3" in bitfront("validate", "old.json", *sizes, status=1).output
+
+
+def test_no_command_loads_what_it_does_not_need(folder: Path) -> None:
+    for arguments in (["show", "a.json"], ["cost", "a.json"], ["diff", "a.json", "b.json"], ["validate", "a.json"],
+                      ["set", "a.json", "fc=4", "-o", "new.json"], ["show", "s/1"]):  # fmt: skip
+        code = (
+            "import sys\nfrom service.cli import main\nmain(['policy', *sys.argv[1:]], standalone_mode=False)\n"
+            "assert not {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib', 'numpy'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
