@@ -21,6 +21,7 @@ from trainables.data.splits import Batch
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.models import build_network
+from trainables.reference_maps import AskedMaps, MapSetting
 from trainables.supernet import assign_roles, build_supernet
 
 Step = Callable[[], None]
@@ -46,7 +47,8 @@ def gmpq_step(reference: nn.Module, images: Tensor, labels: Tensor, *, network: 
     config = GmpqConfig(zeta=0.1, eta=eta, weight_lr=0.01)
     supernet = build_supernet(reference, costs, assign_roles(costs, NetworkConfig(name=network)), config)
     supernet.net.requires_grad_(True).train()
-    terms = ImitationTerms(reference, supernet, config, probe=images[:8]) if eta else None
+    theirs = AskedMaps(reference, MapSetting(), probe=images[:8])
+    terms = ImitationTerms(supernet, theirs, config, probe=images[:8]) if eta else None
     objective = make_objective(supernet.net, supernet, config, Generalisation(eta, terms) if terms else None)
     optimizers = make_optimizers(supernet, config)
 
@@ -82,7 +84,7 @@ def main() -> None:
     labels = torch.randint(0, 10, (args.batch,))
 
     def net() -> nn.Module:
-        return build_network(args.network, num_classes=10)
+        return build_network(args.network, num_classes=10, image_size=args.image_size)
 
     steps = {
         "plain full-precision step": plain_step(net(), images, labels),

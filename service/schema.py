@@ -39,9 +39,10 @@ PLAIN_WORDS = {
     "weight_lr": "Learning rate of the float weights.",
 }
 """What stands in every training recipe needs no text below it there."""
+IMPORT_PATH = {"pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
 WORDS = {
-    ("data", "name"): {"enum": sorted(DATA_SET_NAMES)},
-    ("network", "name"): {"enum": sorted(NETWORK_NAMES)},
+    ("data", "name"): {"anyOf": [{"enum": sorted(DATA_SET_NAMES)}, IMPORT_PATH]},
+    ("network", "name"): {"anyOf": [{"enum": sorted(NETWORK_NAMES)}, IMPORT_PATH]},
 }
 SCALAR = {"type": ["boolean", "number", "string"]}
 VARIED = "Its content is what every trial has; a setting that the space varies stands there instead."

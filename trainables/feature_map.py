@@ -78,6 +78,8 @@ class _Outputs:
         self.convolution = ""
         self.grid = (0, 0)
         """Rows and columns of what the convolution returns."""
+        self.num_pixels = 0
+        """Of the smallest map since then."""
         self.maps: list[str] = []
         self.tokens: list[str] = []
 
@@ -89,8 +91,13 @@ class _Outputs:
             self.convolution, self.grid = name, (out.shape[2], out.shape[3])
             self.maps.clear()
             self.tokens.clear()
-        if out.dim() == 4 and out.shape[2] * out.shape[3] > 1:
-            self.maps.append(name)
+            self.num_pixels = self.grid[0] * self.grid[1]
+        if out.dim() == 4:
+            # A map that grows again only repeats pixels, as the adaptive pool of a VGG does for small images.
+            num_pixels = out.shape[2] * out.shape[3]
+            if 1 < num_pixels <= self.num_pixels:
+                self.maps.append(name)
+            self.num_pixels = min(num_pixels, self.num_pixels)
         if out.dim() == 3 and name not in self.no_tokens and self._has_patches(out.shape[1]):
             self.tokens.append(name)
 

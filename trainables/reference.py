@@ -57,6 +57,11 @@ class Bench:
         return _validation_batches(self.config, self.data, self.workers)
 
 
+def fresh_network(config: TrialConfig, data: DataSplits) -> nn.Module:
+    """The trial's network with fresh weights, on the CPU."""
+    return build_network(config.network.name, num_classes=data.num_classes, image_size=config.data.image_size)
+
+
 def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
     """The reference's record; trains it where `store`/<key> does not hold it yet. Checks the network in any case.
 
@@ -89,7 +94,7 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
 
 def _check_network(config: TrialConfig, data: DataSplits, workers: Workers) -> None:
     """Raises before hours of training what would otherwise be raised after: uncounted work, patterns, tiny maps."""
-    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
+    net = fresh_network(config, data).to(workers.device)
     probe = _probe(data, workers)
     assign_roles(measure(net, probe), config.network)
     Attribution(net, probe)
@@ -105,7 +110,7 @@ def train_reference(
 ) -> tuple[nn.Module, float]:
     """The network after its recipe, and its validation top-1 (percent); goes on from `checkpoint`."""
     recipe = config.reference
-    net = build_network(config.network.name, num_classes=data.num_classes).to(workers.device)
+    net = fresh_network(config, data).to(workers.device)
     model = workers.wrap(net)
     plan = TrainingPlan(
         epochs=recipe.epochs,
@@ -172,8 +177,14 @@ def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = No
     if record is None:
         raise StorageError(f"{folder}: no trained reference there; `ensure_reference` makes it.")
     data = load_data(config.data)
-    net = build_network(config.network.name, num_classes=data.num_classes)
-    net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    net = fresh_network(config, data)
+    try:
+        net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    except RuntimeError:
+        raise StorageError(
+            f"{folder}: the weights there do not fit {config.network.name}, which has changed since they were trained; "
+            "give the changed network another name, or remove the folder."
+        ) from None
     return make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
 
 

@@ -21,9 +21,8 @@ from trainables.data import load_data
 from trainables.data.splits import DataSplits, ImageSet, LabelledImages, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.finetune.classify import finetune
-from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
-from trainables.reference import Bench, make_bench, train_reference
+from trainables.reference import Bench, fresh_network, make_bench, train_reference
 from trainables.report import EpochReport, ReferenceRecord, Stage
 from trainables.supernet import Roles
 from trainables.survey_report import Reach, StepTimes, Survey
@@ -56,7 +55,7 @@ def survey(config: TrialConfig) -> Survey:
 
 def _fresh_bench(config: TrialConfig, data: DataSplits, workers: Workers) -> Bench:
     """A bench whose reference has never been trained."""
-    net = build_network(config.network.name, num_classes=data.num_classes)
+    net = fresh_network(config, data)
     record = ReferenceRecord(key=config.reference_key, top1=0.0, device_hours=0.0, data_fingerprint="")
     return make_bench(config, data, net, record, Checkpoint(None, workers), workers=workers)
 

@@ -116,7 +116,7 @@ def test_expected_bits_are_the_mean_width() -> None:
 
 
 def test_pinned_patterns_leave_the_search_and_unmatched_ones_are_errors() -> None:
-    net = build_network("resnet8", num_classes=10)
+    net = build_network("resnet8", num_classes=10, image_size=32)
     costs = measure(net, torch.randn(2, 3, 16, 16))
     roles = assign_roles(costs, NetworkConfig(name="resnet8", pinned={"*.downsample.*": 4, "conv1": 6}))
     assert roles.pinned == {"conv1": 6, "fc": 8, "layer2.0.downsample.0": 4, "layer3.0.downsample.0": 4}
@@ -132,12 +132,12 @@ def test_pinned_patterns_leave_the_search_and_unmatched_ones_are_errors() -> Non
 
 def test_resnet18_has_19_searched_layers_and_resnet50_52() -> None:
     for name, count in (("resnet18", 19), ("resnet50", 52)):
-        costs = measure(build_network(name, num_classes=10), torch.randn(1, 3, 32, 32))
+        costs = measure(build_network(name, num_classes=10, image_size=32), torch.randn(1, 3, 32, 32))
         assert len(assign_roles(costs, NetworkConfig(name=name)).searched) == count
 
 
 def test_signed_inputs_of_mobilenets_bottlenecks_are_found() -> None:
-    net = build_network("mobilenet_v2", num_classes=10)
+    net = build_network("mobilenet_v2", num_classes=10, image_size=32)
     costs = measure(net, torch.randn(2, 3, 32, 32))
     # The expansion of a block reads the linear bottleneck before it, the depthwise convolution a ReLU6.
     assert costs.work["features.3.conv.0.0"].reads_negative
@@ -159,7 +159,8 @@ def test_a_layer_with_a_forward_pass_of_its_own_is_refused() -> None:
 def test_every_weight_and_logit_of_a_supernet_gets_a_gradient(name: str, quantizer: str) -> None:
     torch.manual_seed(0)
     images = torch.randn(4, 3, 32, 32)
-    supernet, _ = made(build_network(name, num_classes=10), images, quantizer=quantizer, weight_bits=(2, 4, 8))
+    net = build_network(name, num_classes=10, image_size=32)
+    supernet, _ = made(net, images, quantizer=quantizer, weight_bits=(2, 4, 8))
     supernet.net(images).square().mean().backward()
     missing = [n for n, p in supernet.net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert missing == []

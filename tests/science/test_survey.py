@@ -56,7 +56,7 @@ def test_the_reach_is_that_of_all_policies() -> None:
     method = GmpqConfig(zeta=0.3, eta=1.0, weight_bits=(4, 2, 7), act_bits=(5, 3))
     found = api.survey(replace(TINY, network=network, method=method))
     assert found.searched == ("layer3.0.conv1", "layer3.0.conv2", "layer3.0.downsample.0")
-    costs = measure(build_network("resnet8", num_classes=10), torch.rand(2, 3, 16, 16))
+    costs = measure(build_network("resnet8", num_classes=10, image_size=16), torch.rand(2, 3, 16, 16))
     pairs = [LayerBits(w, a) for w, a in itertools.product(method.weight_bits, method.act_bits)]
     pinned = {name: LayerBits(b, b) for name, b in found.pinned.items()}
     values = [

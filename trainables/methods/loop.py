@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from trainables.config import SupernetConfig
 from trainables.data.splits import Batch
-from trainables.models import build_network
 from trainables.policy import BitPolicy
-from trainables.reference import Bench
+from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
 from trainables.risks import complexity_risk
 from trainables.supernet import Supernet, build_supernet
@@ -38,8 +37,7 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
     """A trainable supernet with the reference's weights, or with fresh ones."""
     net = bench.reference
     if config.start == "scratch":
-        fresh = build_network(bench.config.network.name, num_classes=bench.data.num_classes)
-        net = fresh.to(bench.workers.device)
+        net = fresh_network(bench.config, bench.data).to(bench.workers.device)
     supernet = build_supernet(net, bench.costs, bench.roles, config)
     supernet.net.requires_grad_(True)
     return supernet
