@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,24 @@ def difference_as_json(ours: PolicyRecord, theirs: PolicyRecord, names: tuple[st
         "costs": [dict(ours.costs), dict(theirs.costs)],
         "layers": {name: [bits._asdict() if bits else None for bits in pair] for name, pair in differing.items()},
     }
+
+
+def tradeoff_table(solved: Sequence[tuple[PolicyRecord, float]], own: PolicyRecord) -> Table:
+    """A row for each policy of one search, with the nats that it gives up; the search's own policy is marked."""
+    shown = [cost for cost in COSTS if cost[0] not in ("bops_paper_g", "storage_mib", "float_mb")]
+    heads = ["", *(label for _, label, _ in shown), "nats lost", "layers changed", "policy"]
+    table = new_table(heads, left=("", "policy"))
+    for record, nats_lost in solved:
+        changed = len(own.policy.diff(record.policy))
+        costs = (form.format(record.costs[key]) for key, _, form in shown)
+        mark = "" if changed else "own"
+        table.add_row(mark, *costs, f"{nats_lost:.4g}", str(changed), record.policy.hash[:10])
+    return table
+
+
+def solved_as_json(record: PolicyRecord, nats_lost: float) -> dict[str, Any]:
+    """A policy of a search for programs: its content, and the nats that it gives up."""
+    return {**json.loads(record.to_json()), "nats_lost": nats_lost}
 
 
 def new_table(heads: Sequence[str], *, left: Sequence[str]) -> Table:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160
 """Characters of a line where there is no terminal."""
+LIMITS = {
+    "bops_g": "BOPs at most, G.",
+    "bops_paper_g": "BOPs at most as the paper counts them, G.",
+    "compression": "Times fewer BOPs than in full precision, at least.",
+    "storage_mb": "Weights at most, MB.",
+    "mean_weight_bits": "Bits of a weight at most, on average.",
+    "mean_act_bits": "Bits of an activation at most, on average.",
+}
+"""What the options of a `budget` say."""
 
 
 @click.group()
@@ -49,7 +58,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
 
 policy_argument = click.argument("name", metavar="POLICY", shell_complete=_complete)
 output_option = click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file to write; never one that exists."
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file to write."
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output file where it exists.")
 
@@ -77,8 +86,8 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated: Callable[..., Any] = with_budget
     for name in reversed(names):
-        text = "Limit, at least." if name == "compression" else "Limit, at most."
-        decorated = click.option(f"--{name.replace('_', '-')}", type=float, default=0.0, help=text)(decorated)
+        option = f"--{name.replace('_', '-')}"
+        decorated = click.option(option, type=float, default=0.0, help=LIMITS[name])(decorated)
     return decorated
 
 
@@ -259,3 +268,54 @@ def validate(
         ctx.exit(RUN_ERROR)
     kept = f", within {', '.join(budget.limits)}" if budget.limits else ""
     click.echo(f"{name}: fine, {len(record.policy.bits)} layers of {record.policy.network}{kept}")
+
+
+@policy.command()
+@policy_argument
+@storage_option
+@budget_options
+@click.option("--points", type=click.IntRange(2, 1000), help="So many policies, from the fewest BOPs to the most.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the policy to this file.")
+@force_option
+@json_option
+def solve(
+    name: str,
+    storage: Path,
+    budget: BudgetConfig,
+    points: int | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Solve a finished search again for another budget: the most probable bits that keep the limits, found exactly.
+
+    Nothing is trained: what the search ended with lies beside its policy, in choices.json. With --points the whole
+    trade-off is shown.
+    """
+    from dashboards import policies as shown
+    from service.policies import check_output, find_policy
+    from service.records import write_text
+    from service.resolve import Search
+
+    if not budget.limits and not points:
+        raise click.UsageError("Nothing to solve: give a limit such as --bops-g 0.9, or --points.")
+    if output and points:
+        raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
+    if output:
+        check_output(output, force=force)
+    search = Search.beside(find_policy(name, storage))
+    solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
+    if output:
+        write_text(output, solved[0].record.to_json())
+    if as_json:
+        click.echo(json.dumps([shown.solved_as_json(one.record, one.nats_lost) for one in solved], indent=2))
+    elif points:
+        _console().print(shown.tradeoff_table([(one.record, one.nats_lost) for one in solved], search.own))
+    else:
+        title = str(output) if output else "solved"
+        _print_difference(_console(), search.own, solved[0].record, (name, title))
+        click.echo(f"{title}: policy {solved[0].record.policy.hash[:10]}, {_lost(solved[0].nats_lost)}")
+
+
+def _lost(nats: float) -> str:
+    return f"{nats:.4g} nats less probable than the search's most probable bits" if nats else "the most probable bits"

@@ -14,14 +14,12 @@ from typing import NamedTuple
 from service.records import SweepStore
 from service.sweeps import find_sweep
 from trainables.bops import CostModel
-from trainables.config import BudgetConfig
+from trainables.config import AT_LEAST, BudgetConfig
 from trainables.errors import ConfigError, StorageError, did_you_mean
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord, all_costs
 
 POLICY_FILE = "policy.json"
-AT_LEAST = ("compression",)
-"""Limits that a cost may not fall below; no other may be exceeded."""
 MAX_EDITED_BITS = 16
 """As for layers that a sweep pins."""
 SAME = 1e-9
@@ -165,7 +163,7 @@ def work_of(record: PolicyRecord) -> CostModel:
     if record.work is None:
         raise ConfigError(
             f"policy {record.policy.hash[:10]} is in a file of version 1, which does not say what the layers of "
-            f"{record.policy.network} do: give --image-size and --num-classes to count them."
+            f"{record.policy.network} do; `cost` and `validate` count them with --image-size and --num-classes."
         )
     return record.work
 
@@ -231,7 +229,7 @@ def _miscounted(written: Mapping[str, float], counted: Mapping[str, float]) -> l
 def beyond(costs: Mapping[str, float], budget: BudgetConfig) -> list[str]:
     """The limits that these costs do not keep."""
     return [
-        f"{name} is {costs[name]:.10g}, {'less' if name in AT_LEAST else 'more'} than the limit {limit:.10g}."
-        for name, limit in budget.limits.items()
-        if (costs[name] < limit if name in AT_LEAST else costs[name] > limit)
+        f"{name} is {costs[name]:.10g}, "
+        f"{'less' if name in AT_LEAST else 'more'} than the limit {budget.limits[name]:.10g}."
+        for name in budget.broken(costs)
     ]

@@ -1,26 +1,31 @@
 """The commands on policies, on the files that trials write, through the command line's own front door."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from service.cli import main
 from service.records import SweepRecord, SweepStore
 from trainables import api
 from trainables.bops import CostModel
+from trainables.choices import Choices, Scores
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
 SWEEP = SweepRecord(name="s", spec_hash="h", facts={"network": "resnet8"}, total_trials=3, created_ms=1_000)
 OLD = Path(__file__).parents[1] / "golden" / "policy-v1.json"
 """Written by the trial of a sweep when files had no work; its ties are not kept."""
+WIDTHS = (2, 3, 4)
 TIED = ("layer2.0.conv1", "layer2.0.downsample.0")
 
 
@@ -40,6 +45,28 @@ def make_record(work: CostModel, **changed: LayerBits) -> PolicyRecord:
     return PolicyRecord.measured(policy, work, method="gmpq", settings=settings, image_size=16, num_classes=10)
 
 
+def make_choices(work: CostModel) -> Choices:
+    """Random probabilities of 2, 3 and 4 bits, the same at every call; wider ones are likelier."""
+    random = Random(0)
+    names = list(work.layers)
+
+    def scores() -> Scores:
+        logits = [random.gauss(width, 1.0) for width in WIDTHS]
+        total = math.log(sum(math.exp(logit) for logit in logits))
+        return Scores(WIDTHS, tuple(logit - total for logit in logits))
+
+    searched = names[1:-1]
+    groups = dict.fromkeys(work.layers[name].reads for name in searched)
+    return Choices(
+        network="resnet8",
+        layers=tuple(names),
+        weights={name: scores() for name in searched},
+        acts={group: scores() for group in groups},
+        group_of={name: work.layers[name].reads for name in searched},
+        pinned={names[0]: 8, names[-1]: 8},
+    )
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: CostModel) -> Path:
     """The working directory: a.json, b.json, old.json, and a storage with a sweep whose trial 1 is done."""
@@ -53,6 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: CostModel) -> 
     for number in range(2):
         store.plan_trial(f"t{number:04d}", number=number, settings={})
     store.save_policy("t0001", other)
+    (store.trial_folder("t0001") / "choices.json").write_text(make_choices(work).to_json())
     return tmp_path
 
 
@@ -142,6 +170,20 @@ def test_what_is_no_policy_is_one_message(
     assert found.stderr.startswith("bitfront: ")
 
 
+def test_trials_with_a_policy_are_completed_and_else_files(folder: Path) -> None:
+    complete = ShellComplete(main, {}, "bitfront", "_BITFRONT_COMPLETE")
+
+    def found(*arguments: str) -> list[tuple[str, str]]:
+        return [
+            (item.value, item.type) for item in complete.get_completions(["policy", *arguments[:-1]], arguments[-1])
+        ]
+
+    assert found("show", "s") == [("s/t0001", "plain")]
+    assert found("diff", "a.json", "s/t") == [("s/t0001", "plain")]
+    assert found("show", "a") == [("a", "file")]
+    assert found("cost", "--storage", "elsewhere", "s") == [("s", "file")]
+
+
 def test_costs_at_another_size_are_those_of_the_network_counted_there(bitfront: Callable[..., Result]) -> None:
     content = json.loads(bitfront("cost", "a.json", "b.json", "--image-size", "32", "--json").output)
     larger = api.count("resnet8", image_size=32, num_classes=10)
@@ -175,7 +217,7 @@ def test_a_policy_of_another_network_is_refused_with_both_sides(bitfront: Callab
 
 
 def test_a_file_of_version_1_is_costed_once_it_is_told_on_what(bitfront: Callable[..., Result]) -> None:
-    assert "give --image-size and --num-classes" in bitfront("cost", "old.json", status=2).stderr
+    assert "count them with --image-size and --num-classes" in bitfront("cost", "old.json", status=2).stderr
     assert "give --num-classes" in bitfront("cost", "old.json", "--image-size", "16", status=2).stderr
     sizes = ("--image-size", "16", "--num-classes", "10")
     content = json.loads(bitfront("cost", "old.json", *sizes, "--json").output)
@@ -343,11 +385,67 @@ def test_untied_activations_are_found(bitfront: Callable[..., Result], folder: P
     assert "layer3.0.downsample.0 3" in bitfront("validate", "old.json", *sizes, status=1).output
 
 
+def test_a_finished_search_is_solved_for_another_budget(bitfront: Callable[..., Result], work: CostModel) -> None:
+    choices = make_choices(work)
+    most, least = (work.bops_g(policy) for policy in (choices.best, choices.smallest))
+    limit = (most + least) / 2
+    text = bitfront("solve", "s/1", "--bops-g", str(limit), "-o", "new.json").output
+    record = read("new.json")
+    assert least <= record.costs["bops_g"] <= limit < most
+    assert bitfront("validate", "new.json", "--bops-g", str(limit)).output.startswith("new.json: fine")
+    assert record.parent == read("b.json").policy.hash
+    assert record.changes == (f"solve bops_g={limit:.10g}",)
+    lost = choices.score(choices.best) - choices.score(record.policy)
+    assert lost > 0
+    assert f"new.json: policy {record.policy.hash[:10]}, {lost:.4g} nats less probable" in text
+    found = json.loads(bitfront("solve", "s/1", "--bops-g", str(2 * most), "--json").output)[0]
+    assert (found["hash"], found["nats_lost"]) == (choices.best.hash, 0)
+
+
+def test_several_limits_hold_at_once(bitfront: Callable[..., Result], work: CostModel) -> None:
+    best = work.of(make_choices(work).best)
+    limits = {"storage_mb": 0.8 * best["storage_mb"], "mean_act_bits": 0.9 * best["mean_act_bits"]}
+    options = [text for name, limit in limits.items() for text in (f"--{name.replace('_', '-')}", str(limit))]
+    costs = json.loads(bitfront("solve", "s/1", *options, "--json").output)[0]["costs"]
+    assert all(costs[name] <= limit for name, limit in limits.items())
+
+
+def test_the_trade_off_goes_from_the_smallest_widths_to_the_most_probable(
+    bitfront: Callable[..., Result], work: CostModel
+) -> None:
+    choices = make_choices(work)
+    found = json.loads(bitfront("solve", "s/1", "--points", "6", "--json").output)
+    assert found[0]["hash"] == choices.smallest.hash
+    assert (found[-1]["hash"], found[-1]["nats_lost"]) == (choices.best.hash, 0)
+    bops = [one["costs"]["bops_g"] for one in found]
+    lost = [one["nats_lost"] for one in found]
+    assert (bops, lost) == (sorted(set(bops)), sorted(set(lost), reverse=True))
+    lines = bitfront("solve", "s/1", "--points", "6").output.splitlines()
+    assert [line.split()[-1] for line in lines[2:]] == [one["hash"][:10] for one in found]
+    limit = (bops[0] + bops[-1]) / 2
+    within = json.loads(bitfront("solve", "s/1", "--points", "4", "--bops-g", str(limit), "--json").output)
+    assert bops[0] == within[0]["costs"]["bops_g"] < within[-1]["costs"]["bops_g"] <= limit
+
+
+def test_what_cannot_be_solved_is_one_message(bitfront: Callable[..., Result], work: CostModel, folder: Path) -> None:
+    least = work.bops_g(make_choices(work).smallest)
+    found = bitfront("solve", "s/1", "--bops-g", str(least / 2), "-o", "new.json", status=2).stderr
+    floor = re.search(r"with the smallest widths everywhere bops_g is still ([\d.]+)", found)
+    assert floor
+    assert least <= float(floor[1]) <= 1.001 * least
+    bitfront("solve", "s/1", "--bops-g", floor[1])
+    assert "choices.json does not exist" in bitfront("solve", "a.json", "--bops-g", "1", status=2).stderr
+    assert "Nothing to solve: give a limit" in bitfront("solve", "s/1", status=2).stderr
+    assert "--points finds several" in bitfront("solve", "s/1", "--points", "3", "-o", "new.json", status=2).stderr
+    assert "a.json exists" in bitfront("solve", "s/1", "--bops-g", "1", "-o", "a.json", status=2).stderr
+    assert not (folder / "new.json").exists()
+
+
 def test_no_command_loads_what_it_does_not_need(folder: Path) -> None:
     for arguments in (["show", "a.json"], ["cost", "a.json"], ["diff", "a.json", "b.json"], ["validate", "a.json"],
-                      ["set", "a.json", "fc=4", "-o", "new.json"], ["show", "s/1"]):  # fmt: skip
+                      ["set", "a.json", "fc=4", "-o", "new.json"], ["solve", "s/1", "--bops-g", "1"]):  # fmt: skip
         code = (
             "import sys\nfrom service.cli import main\nmain(['policy', *sys.argv[1:]], standalone_mode=False)\n"
-            "assert not {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib', 'numpy'} & set(sys.modules)"
+            "assert not {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
