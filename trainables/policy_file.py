@@ -176,6 +176,8 @@ def read_object(text: str, *, origin: str) -> dict[str, Any]:
         content = json.loads(text, object_pairs_hook=_pairs)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{origin}:{error.lineno}:{error.colno}: not JSON: {error.msg}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin}: not JSON that can be read: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{origin}: expected a JSON object, found {str(content)[:40]!r}.")
     for place, value in _leaves(content):

@@ -149,3 +149,9 @@ def test_a_missing_key_is_named() -> None:
     del content["costs"]
     with pytest.raises(ConfigError, match="lacks 'costs'"):
         PolicyRecord.from_json(json.dumps(content), origin="p.json")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5_000])
+def test_what_python_cannot_hold_is_one_message(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"p\.json: not JSON that can be read"):
+        PolicyRecord.from_json(f'{{"bitfront_policy": {value}', origin="p.json")
