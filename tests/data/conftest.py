@@ -2,15 +2,21 @@
 
 import gzip
 import hashlib
+import json
 import pickle
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
 
 
@@ -81,3 +87,142 @@ def write_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]
 @pytest.fixture
 def write_image_folder() -> Callable[..., None]:
     return _image_folder
+
+
+Listed = list[tuple[str, str]]
+"""Paths of images below the root with the names of their classes."""
+
+
+def _photos(root: Path, listed: Listed) -> None:
+    """Random images of different shapes, in the colour modes and formats that .jpg files on the web have."""
+    random = np.random.default_rng(len(listed))
+    for i, (path, _) in enumerate(listed):
+        height, width = (int(side) for side in random.integers(8, 30, 2))
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = image.convert(("RGB", "L", "CMYK", "RGBA", "P")[i % 5])
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / path, format=("JPEG", "JPEG", "JPEG", "PNG", "GIF")[i % 5])
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _cars(root: Path) -> tuple[list[str], Listed, Listed]:
+    classes = ["Tesla Model S Sedan 2012", "AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012"]
+    folder, splits = root / "stanford_cars", {}
+    (folder / "devkit").mkdir(parents=True)
+    for split, file, count in (("train", "devkit/cars_train_annos", 15), ("test", "cars_test_annos_withlabels", 6)):
+        rows = [(39, 116, 569, 375, 1 + i * 2 % 3, f"{i + 1:05d}.jpg") for i in range(count)]
+        fields = [(key, object) for key in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
+        numbers = [(*(np.uint16(number) for number in row[:5]), row[5]) for row in rows]
+        savemat(folder / f"{file}.mat", {"annotations": np.array(numbers, fields)}, do_compression=True)
+        splits[split] = [(f"stanford_cars/cars_{split}/{row[5]}", classes[row[4] - 1]) for row in rows]
+    savemat(
+        folder / "devkit" / "cars_meta.mat", {"class_names": np.array(classes, dtype=object)[None]}, do_compression=True
+    )
+    return classes, splits["train"], splits["test"]
+
+
+def _flowers(root: Path, *, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Listed, Listed]:
+    """Three images of each class; torchvision is told that these lists are the published ones."""
+    folder, num_classes = root / "flowers-102", 102
+    folder.mkdir(parents=True)
+    labels = np.random.default_rng(0).permutation(np.arange(3 * num_classes) % num_classes + 1)
+    of_class = [np.flatnonzero(labels == label + 1) + 1 for label in range(num_classes)]
+    ids = {key: np.array([i[place] for i in of_class]) for key, place in (("trnid", 0), ("valid", 1))}
+    ids["tstid"] = np.concatenate([i[2:] for i in of_class])
+    savemat(folder / "imagelabels.mat", {"labels": labels[None].astype(np.uint8)})
+    savemat(folder / "setid.mat", {key: value[None].astype(np.uint16) for key, value in ids.items()})
+    sums = {key: hashlib.md5((folder / f"{file}.mat").read_bytes()).hexdigest() for key, file in FLOWER_LISTS.items()}
+    known = {key: (f"{file}.mat", sums[key]) for key, file in FLOWER_LISTS.items()}
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", datasets.Flowers102._file_dict | known)
+    names = datasets.Flowers102.classes
+    listed = {k: [(f"flowers-102/jpg/image_{i:05d}.jpg", names[labels[i - 1] - 1]) for i in v] for k, v in ids.items()}
+    return names, listed["trnid"] + listed["valid"], listed["tstid"]
+
+
+FLOWER_LISTS = {"label": "imagelabels", "setid": "setid"}
+
+
+def _aircraft(root: Path) -> tuple[list[str], Listed, Listed]:
+    classes, folder = ["707-320", "Challenger 600", "F-16A/B"], root / "fgvc-aircraft-2013b" / "data"
+    _write(folder / "variants.txt", classes)
+    numbered = [(f"{(i * 37) % 101:07d}", classes[i % 3]) for i in range(24)]
+    splits = {"train": numbered[:8], "val": numbered[8:15], "trainval": numbered[:15], "test": numbered[15:]}
+    for split, images in splits.items():
+        _write(folder / f"images_variant_{split}.txt", [f"{image} {name}" for image, name in images])
+    below = "fgvc-aircraft-2013b/data/images"
+    train, test = ([(f"{below}/{i}.jpg", name) for i, name in splits[split]] for split in ("trainval", "test"))
+    return classes, train, test
+
+
+def _pets(root: Path) -> tuple[list[str], Listed, Listed]:
+    breeds, folder = ["Abyssinian", "american_bulldog", "Bengal"], root / "oxford-iiit-pet" / "annotations"
+    classes, listed = ["Abyssinian", "American Bulldog", "Bengal"], {}
+    for split, numbers in (("trainval", range(100, 105)), ("test", range(5))):
+        pets = [(f"{name}_{i}", label) for label, name in enumerate(breeds, 1) for i in numbers]
+        _write(folder / f"{split}.txt", [f"{image} {label} {1 + label % 2} 1" for image, label in pets])
+        listed[split] = [(f"oxford-iiit-pet/images/{image}.jpg", classes[label - 1]) for image, label in pets]
+    return classes, listed["trainval"], listed["test"]
+
+
+def _food(root: Path) -> tuple[list[str], Listed, Listed]:
+    """Classes are numbered by the alphabet, in whatever order the lists have them."""
+    classes, listed = ["waffles", "apple_pie", "pho"], {}
+    for split, numbers in (("train", range(7, 12)), ("test", range(2))):
+        content = {name: [f"{name}/{1000 + i}" for i in numbers] for name in classes}
+        _write(root / "food-101" / "meta" / f"{split}.json", [json.dumps(content)])
+        listed[split] = [(f"food-101/images/{image}.jpg", name) for name, images in content.items() for image in images]
+    return sorted(classes), listed["train"], listed["test"]
+
+
+@pytest.fixture
+def write_published(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], tuple[list[str], Listed, Listed]]:
+    """Writes one of the fine-grained data sets; its classes in order, training and test images with their classes."""
+    lists = {
+        "stanford-cars": _cars,
+        "flowers102": partial(_flowers, monkeypatch=monkeypatch),
+        "fgvc-aircraft": _aircraft,
+        "oxford-pets": _pets,
+        "food101": _food,
+    }
+
+    def write(root: Path, name: str) -> tuple[list[str], Listed, Listed]:
+        classes, train, test = lists[name](root)
+        _photos(root, train + test)
+        return classes, train, test
+
+    return write
+
+
+class Server(ThreadingHTTPServer):
+    """Tells nothing: torchvision hangs up once it knows that an address is not redirected."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        assert isinstance(sys.exc_info()[1], ConnectionError)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Address of a server of the folder's files on this machine."""
+    with Server(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], AbstractContextManager[str]]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return served

@@ -2,14 +2,10 @@
 
 import os
 import pickle
-import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +45,6 @@ def test_cifar_is_read_from_its_pickles(
     assert batch.is_contiguous()
 
 
-class Server(ThreadingHTTPServer):
-    """Tells nothing: torchvision hangs up once it knows that an address is not redirected."""
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        assert isinstance(sys.exc_info()[1], ConnectionError)
-
-
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        """Nothing."""
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Address of a server of the folder's files on this machine."""
-    with Server(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 class Harmful:
     """A pickle that makes a folder when it is opened."""
 
@@ -111,16 +82,18 @@ def test_missing_cifar_files_are_named_before_anything_is_computed(tmp_path: Pat
 
 
 def test_cifar_is_downloaded_once_where_settings_ask_for_it(
-    tmp_path: Path, write_cifar: Writer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    write_cifar: Writer,
+    serve: Callable[[Path], AbstractContextManager[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_cifar(tmp_path / "made", "cifar10")
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made" / "cifar-10-batches-py", arcname="cifar-10-batches-py")
     config = DataConfig(name="cifar10", image_size=32, root=str(tmp_path / "new"), download=True)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", None)
-    with served(tmp_path) as address:
+    with serve(tmp_path) as address:
         monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/{archive.name}")
         first = load_data(config)
     # The server has gone: a second download would fail.

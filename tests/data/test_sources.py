@@ -17,7 +17,8 @@ from torchvision import datasets
 
 from trainables.config import DataConfig
 from trainables.data import DATA_SET_NAMES, check_data, load_data, places
-from trainables.data.sources import DATA_SETS, _alone_in
+from trainables.data.downloads import alone_in
+from trainables.data.sources import DATA_SETS
 from trainables.data.splits import DataSplits
 from trainables.errors import ConfigError, DataMissingError
 
@@ -197,7 +198,7 @@ def test_images_and_labels_of_different_number_or_labels_out_of_range_are_errors
     labels = tmp_path / "train-labels-idx1-ubyte"
     whole = labels.read_bytes()
     labels.write_bytes(whole[:-1] + b"\x0c")
-    with pytest.raises(DataMissingError, match="found a label 12; expected labels below 10"):
+    with pytest.raises(DataMissingError, match="found a label 12; expected labels from 0 to 9"):
         load_data(config)
     labels.write_bytes(whole[:7] + b"\x01" + whole[8:9])
     with pytest.raises(DataMissingError, match="train has 40 images but 1 labels"):
@@ -222,7 +223,7 @@ def test_downloads_into_one_folder_come_one_after_the_other(tmp_path: Path) -> N
     inside, most = [0], [0]
 
     def fetch() -> None:
-        with _alone_in(tmp_path / "shared"):
+        with alone_in(tmp_path / "shared"):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.02)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trainables.risks import complexity_risk, concentrate, concentration, imitation_risk
+from trainables.config import Concavity
+from trainables.risks import complexity_risk, concentrate, concentration, hardness, imitation_risk
 
 
 def test_the_exponent_is_equation_10() -> None:
@@ -12,6 +13,45 @@ def test_the_exponent_is_equation_10() -> None:
     found = concentration(weight_bits.requires_grad_(), act_bits, capacity=24.0)
     assert float(found) == pytest.approx(looped, rel=1e-6)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize(("concavity", "power"), [("sqrt", 0.5), ("linear", 1), ("square", 2)])
+def test_the_exponents_of_other_concavity_are_equation_16(concavity: Concavity, power: float) -> None:
+    weight_bits, act_bits = torch.tensor([2.0, 3.5, 4.0]), torch.tensor([3.0, 2.5, 4.0])
+    pairs = zip(weight_bits.tolist(), act_bits.tolist(), strict=True)
+    looped = sum((4 / w) ** power * (6 / a) ** power for w, a in pairs) / 3
+    found = concentration(weight_bits, act_bits, capacity=24.0, concavity=concavity)
+    assert float(found) == pytest.approx(looped, rel=1e-6)
+
+
+def test_hardness_is_the_ratio_of_task_risks_from_1_to_6() -> None:
+    ours = torch.tensor([0.3, 2.0, 0.1, 9.0, 0.5, 0.0], requires_grad=True)
+    theirs = torch.tensor([0.2, 0.5, 0.4, 1.0, 0.0, 0.0])
+    found = hardness(ours, theirs)
+    assert found.tolist() == pytest.approx([1.5, 4.0, 1.0, 6.0, 6.0, 1.0])
+    assert not found.requires_grad
+
+
+def test_the_imitation_risk_of_equation_14_has_an_exponent_for_each_image() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
+    exponents = torch.tensor([1.0, 2.5, 6.0])
+    alone = [imitation_risk(ours[i : i + 1], theirs[i : i + 1], p=float(exponents[i]), top_k=9) for i in range(3)]
+    torch.testing.assert_close(imitation_risk(ours, theirs, p=exponents, top_k=9), torch.stack(alone).mean())
+
+
+def test_the_releases_form_is_the_mean_square_between_maps_of_unit_length() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.rand(5, 3, 4, dtype=torch.float64), torch.rand(5, 3, 4, dtype=torch.float64)
+    total = 0.0
+    for q, f in zip(ours.flatten(1).tolist(), theirs.flatten(1).tolist(), strict=True):
+        length_q = sum(value**2 for value in q) ** 0.5
+        length_f = sum(value**6 for value in f) ** 0.5
+        highest = sorted(zip(f, q, strict=True), reverse=True)[:7]
+        total += sum((mine / length_q - value**3 / length_f) ** 2 for value, mine in highest) / 7
+    found = imitation_risk(ours, theirs, p=3.0, top_k=7, form="release")
+    assert float(found) == pytest.approx(total / 5, rel=1e-9)
+    assert float(imitation_risk(theirs * 4, theirs, p=1.0, top_k=12, form="release")) == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0, 2.7])

@@ -3,13 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.config import DataConfig
 from trainables.errors import ConfigError, DataMissingError, did_you_mean
+from trainables.user_code import check_import_path, is_import_path
 
-DATA_SET_NAMES = ("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder")
-WITHOUT_DOWNLOAD = ("digits", "imagefolder")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What a published data set of image files has below `data.root`: torchvision's layout."""
+
+    folder: str
+    training_lists: tuple[str, ...]
+    """Files below the folder that say which image has which label."""
+    test_lists: tuple[str, ...]
+    image_folders: tuple[str, ...]
+    source: str
+    """How to get it by hand; `there` is the folder."""
+
+    def missing(self, root: Path) -> list[str]:
+        """What the folder does not hold, below it."""
+        below = root / self.folder
+        lists = dict.fromkeys((*self.training_lists, *self.test_lists))
+        files = [name for name in lists if not (below / name).is_file()]
+        return [*files, *(f"{name}/" for name in self.image_folders if not (below / name).is_dir())]
+
+
+LAYOUTS = {
+    "stanford-cars": Layout(
+        folder="stanford_cars",
+        training_lists=("devkit/cars_train_annos.mat", "devkit/cars_meta.mat"),
+        test_lists=("cars_test_annos_withlabels.mat", "devkit/cars_meta.mat"),
+        image_folders=("cars_train", "cars_test"),
+        source="Its authors withdrew it; put there the images of "
+        "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset (not as cars_train/cars_train) and the "
+        ".mat files of https://github.com/pytorch/vision/issues/7545",
+    ),
+    "flowers102": Layout(
+        folder="flowers-102",
+        training_lists=("imagelabels.mat", "setid.mat"),
+        test_lists=("imagelabels.mat", "setid.mat"),
+        image_folders=("jpg",),
+        source="Put 102flowers.tgz, unpacked, and the .mat files of https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ "
+        "there",
+    ),
+    "fgvc-aircraft": Layout(
+        folder="fgvc-aircraft-2013b",
+        training_lists=("data/images_variant_trainval.txt", "data/variants.txt"),
+        test_lists=("data/images_variant_test.txt", "data/variants.txt"),
+        image_folders=("data/images",),
+        source="Unpack fgvc-aircraft-2013b.tar.gz of https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ in data.root",
+    ),
+    "oxford-pets": Layout(
+        folder="oxford-iiit-pet",
+        training_lists=("annotations/trainval.txt",),
+        test_lists=("annotations/test.txt",),
+        image_folders=("images",),
+        source="Unpack images.tar.gz and annotations.tar.gz of https://www.robots.ox.ac.uk/~vgg/data/pets/ there",
+    ),
+    "food101": Layout(
+        folder="food-101",
+        training_lists=("meta/train.json",),
+        test_lists=("meta/test.json",),
+        image_folders=("images",),
+        source="Unpack food-101.tar.gz of https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/ in data.root",
+    ),
+}
+DATA_SET_NAMES = tuple(sorted(("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", *LAYOUTS)))
+WITHOUT_DOWNLOAD = ("digits", "imagefolder", "stanford-cars")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CONTENTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -25,15 +88,20 @@ IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tif
 
 
 def check_data_name(name: str) -> None:
-    """Raises ConfigError unless `name` is a known data set."""
-    if name not in DATA_SET_NAMES:
+    """Raises ConfigError unless `name` is a known data set, or could be a user's `module:function`."""
+    if is_import_path(name):
+        check_import_path(name)
+    elif name not in DATA_SET_NAMES:
         raise ConfigError(f"unknown data set {name!r}{did_you_mean(name, DATA_SET_NAMES)}.")
 
 
 def check_data(config: DataConfig) -> None:
-    """Raises DataMissingError or ConfigError unless the data set is where its settings say, or may be downloaded."""
+    """Raises DataMissingError or ConfigError unless the data set is where its settings say, or may be downloaded.
+
+    Of a user's own data the name alone is checked: only its function knows where they are.
+    """
     check_data_name(config.name)
-    if config.download and config.name in WITHOUT_DOWNLOAD:
+    if config.download and (config.name in WITHOUT_DOWNLOAD or is_import_path(config.name)):
         raise ConfigError(f"data.download is true, but {config.name!r} cannot be downloaded: leave it out.")
     match config.name:
         case "digits":
@@ -46,6 +114,8 @@ def check_data(config: DataConfig) -> None:
             _check_cifar(config)
         case "imagefolder":
             _check_image_folder(data_root(config))
+        case name if name in LAYOUTS:
+            _check_layout(config)
 
 
 def data_root(config: DataConfig) -> Path:
@@ -83,6 +153,16 @@ def _check_cifar(config: DataConfig) -> None:
         raise DataMissingError(
             f"{config.name} is not complete in {root}; missing: {', '.join(missing)}. Unpack the data set's python "
             "version there, or set data.download: true."
+        )
+
+
+def _check_layout(config: DataConfig) -> None:
+    root, layout = data_root(config), LAYOUTS[config.name]
+    missing = layout.missing(root)
+    if missing and not config.download:
+        fetch = "" if config.name in WITHOUT_DOWNLOAD else ", or set data.download: true"
+        raise DataMissingError(
+            f"{config.name}: {root / layout.folder} lacks {', '.join(missing)}. {layout.source}{fetch}."
         )
 
 

@@ -1,0 +1,119 @@
+"""From labelled images, in memory or in files, to DataSplits: subset, statistics, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from trainables.config import DataConfig
+from trainables.data.images import FileImages, MemoryImages, statistics, to_rgb
+from trainables.data.splits import DataSplits, stratified
+from trainables.errors import DataMissingError
+
+SPLIT_SEED = 0
+"""Splits and subsets do not depend on a trial's seed: trials of a sweep are compared on the same images."""
+
+LabelledPixels = tuple[Tensor, Tensor]
+"""uint8 images [N, C, S, S], C 1 or 3, and int64 labels [N]."""
+LabelledFiles = tuple[list[Path], Tensor]
+"""Image files and int64 labels [N]."""
+
+
+def from_memory(
+    config: DataConfig, train: LabelledPixels, validation: LabelledPixels, *, num_classes: int
+) -> DataSplits:
+    """Images are resized once, and normalised with the training images' statistics."""
+    for _, labels in (train, validation):
+        check_labels(config.name, labels, num_classes)
+    fingerprint = _pixels_digest(train, validation, num_classes)
+    if config.fraction < 1:
+        kept = _subset(config, train[1])
+        train = train[0][kept], train[1][kept]
+    images = to_rgb(train[0], config.image_size)
+    mean, std = statistics(images)
+    return DataSplits(
+        name=config.name,
+        train=MemoryImages(images, train[1], mean, std, config.augment),
+        validation=MemoryImages(to_rgb(validation[0], config.image_size), validation[1], mean, std),
+        num_classes=num_classes,
+        digest=lambda: fingerprint,
+    )
+
+
+def from_files(config: DataConfig, train: LabelledFiles, validation: LabelledFiles, *, num_classes: int) -> DataSplits:
+    """Images are decoded for each batch, and normalised with ImageNet's statistics."""
+    for paths, _ in (train, validation):
+        _check_files(config.name, paths)
+    used = train
+    if config.fraction < 1:
+        kept = _subset(config, train[1])
+        used = [train[0][place] for place in kept.tolist()], train[1][kept]
+    return DataSplits(
+        name=config.name,
+        train=FileImages(*used, config.image_size, config.augment),
+        validation=FileImages(*validation, config.image_size),
+        num_classes=num_classes,
+        digest=lambda: _files_digest(train, validation, num_classes),
+    )
+
+
+def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
+    """Raises DataMissingError for a split without images, or with a label that no class has."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(labels) == 0 or len(wrong):
+        found = f"a label {int(wrong[0])}" if len(wrong) else "a split without images"
+        raise DataMissingError(f"{where}: found {found}; expected labels from 0 to {num_classes - 1}. Get it again.")
+
+
+def _check_files(name: str, paths: list[Path]) -> None:
+    """Raises DataMissingError unless all are files. Lists each folder once instead of asking for each file."""
+    there = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
+    missing = [path for path in paths if path.name not in there[path.parent]]
+    if missing:
+        raise DataMissingError(
+            f"{name}: {len(missing)} of {len(paths)} listed images are missing, the first is {missing[0]}; "
+            "get them again."
+        )
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def _subset(config: DataConfig, labels: Tensor) -> Tensor:
+    """Ascending places of the training images that are used; a smaller fraction's are among a larger one's."""
+    return stratified(labels, config.fraction, seed=SPLIT_SEED)
+
+
+def _pixels_digest(train: LabelledPixels, validation: LabelledPixels, num_classes: int) -> str:
+    digest = hashlib.sha256(f"{num_classes}\0".encode())
+    for tensor in (*train, *validation):
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _files_digest(train: LabelledFiles, validation: LabelledFiles, num_classes: int) -> str:
+    """Of contents and labels in their order; neither names nor dates nor the place matter."""
+    digest = hashlib.sha256(f"{num_classes}\0".encode())
+    for split, (paths, labels) in (("train", train), ("validation", validation)):
+        for content, label in zip(_contents(paths), labels.tolist(), strict=True):
+            digest.update(f"{split} {label} {content}\0".encode())
+    return digest.hexdigest()
+
+
+def _contents(paths: Iterable[Path]) -> Iterable[str]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataMissingError(f"{path}: cannot be read ({error}); get it again.") from None

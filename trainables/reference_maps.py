@@ -1,0 +1,266 @@
+"""What the full-precision reference says of each image: its attribution map, smoothed or not, and its task risk.
+
+That depends on nothing that a search changes. So it is computed once for each (reference, data, setting), kept beside
+the reference as memory-mapped arrays, and read by all trials and workers:
+
+    <references>/<reference>/maps/<digest>/maps.npy    [images, h, w] float32, sums 1
+                                           risks.npy   [images] float32, cross-entropies, nats
+                                           record.json what they were made of
+                                  <digest>.lock        who fills it; the system takes it from a process that dies
+
+The digest is of contents: the reference's weights, the images, the setting. What was made of other weights or images is
+deleted when new maps are made.
+
+An image that is flipped has its map flipped, one that is shifted has it shifted: the reference is not asked again.
+Its own map of the changed image would differ a little. Random crops that are resized show another picture; then the
+reference looks at every batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainables.attribution import Attribution, upsample
+from trainables.config import Augment, GmpqConfig, RgmpqConfig, TargetClass
+from trainables.data.images import augmented
+from trainables.data.splits import Batch, ImageSet, loader
+from trainables.errors import StorageError
+from trainables.partition import partition, smooth
+from trainables.reference import Bench, publish
+
+FORMAT = 1
+BATCH = 256
+Split = Literal["train", "validation"]
+
+
+class Said(NamedTuple):
+    """Of each image of a batch."""
+
+    maps: Tensor
+    """[N, h, w], sums 1, or all zero."""
+    risks: Tensor
+    """Cross-entropy of the label [N], nats."""
+
+
+class ReferenceMaps(Protocol):
+    """Tells of a batch what the reference says."""
+
+    def __call__(self, batch: Batch) -> Said: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapSetting:
+    """Which maps."""
+
+    target_class: TargetClass = "label"
+    levels: int = 0
+    """Of the partition that they are smoothed over; 0: not smoothed, and as the network makes them."""
+    ratio: int = 2
+    gamma: float = 0.0
+    size: int = 0
+    """Side of smoothed maps, to which they are upsampled before; 0: as the network makes them."""
+
+    @classmethod
+    def of(cls, config: GmpqConfig, image_size: int) -> MapSetting:
+        """The maps that a search imitates."""
+        if not isinstance(config, RgmpqConfig) or config.levels == 0:
+            return cls(target_class=config.target_class)
+        return cls(
+            target_class=config.target_class,
+            levels=config.levels,
+            ratio=config.ratio,
+            gamma=config.gamma,
+            size=image_size if config.resolution == "input" else 0,
+        )
+
+
+class AskedMaps:
+    """The reference looks at every batch."""
+
+    def __init__(self, reference: nn.Module, setting: MapSetting, *, probe: Tensor) -> None:
+        """`reference` is frozen; `probe` [N, 3, S, S] a few real images."""
+        self._reference, self._setting = reference, setting
+        self._tap = Attribution(reference, probe)
+
+    def __call__(self, batch: Batch) -> Said:
+        """See `ReferenceMaps`."""
+        setting = self._setting
+        classes = batch.labels if setting.target_class == "label" else None
+        logits, maps, features = self._tap.observe(self._reference, batch.images, classes)
+        if setting.levels:
+            maps = at_size(maps, setting.size)
+            groups = partition(
+                features, size=maps.shape[2], levels=setting.levels, ratio=setting.ratio, gamma=setting.gamma
+            )
+            maps = smooth(maps, groups.to(maps.device))
+        return Said(maps, cross_entropy(logits, batch.labels, reduction="none"))
+
+    def detach(self) -> None:
+        """Takes the tap off the reference."""
+        self._tap.detach()
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMaps:
+    """Those of all images of a split, by their places."""
+
+    maps: Tensor
+    """[images, h, w]."""
+    risks: Tensor
+    """[images]."""
+    augment: Augment = "none"
+
+    def __call__(self, batch: Batch) -> Said:
+        """See `ReferenceMaps`."""
+        device = batch.images.device
+        maps = self.maps[batch.places]
+        if batch.draws is not None:
+            maps = augmented(maps[:, None], self.augment, batch.draws)[:, 0]
+        return Said(maps.to(device), self.risks[batch.places].to(device))
+
+
+def at_size(maps: Tensor, size: int) -> Tensor:
+    """Maps [N, h, w] upsampled to `size` pixels a side; as they are where they have that, or where it is 0."""
+    return maps if size in (0, maps.shape[2]) else upsample(maps, size)
+
+
+@contextmanager
+def training_maps(bench: Bench, setting: MapSetting) -> Iterator[ReferenceMaps]:
+    """What the reference says of training images: kept where that can be, else asked of it."""
+    augment = bench.config.data.augment
+    if keeps(augment, setting):
+        yield dataclasses.replace(kept_maps(bench, setting, "train"), augment=augment)
+        return
+    asked = AskedMaps(bench.reference, setting, probe=bench.probe)
+    try:
+        yield asked
+    finally:
+        asked.detach()
+
+
+def keeps(augment: Augment, setting: MapSetting) -> bool:
+    """Whether maps of the unchanged images serve: flips do any map, shifts by pixels those of the image's own size."""
+    return augment in ("none", "flip") or (augment == "crop-flip" and setting.size > 0)
+
+
+def kept_maps(bench: Bench, setting: MapSetting, split: Split) -> KeptMaps:
+    """Those of the unchanged images, from the store; computed, and stored, where they are not in it."""
+    if bench.store is None:
+        said = list(_computed(bench, setting, split))
+        return KeptMaps(torch.cat([part.maps for part in said]), torch.cat([part.risks for part in said]))
+    content = _content(bench, setting, split)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    folder = bench.store / bench.record.key / "maps" / digest
+    if not folder.exists():
+        with _alone(folder):
+            if not folder.exists():
+                _remove_stale(folder.parent, content)
+                _write(folder, bench, setting, split, content)
+    return _read(folder)
+
+
+def _content(bench: Bench, setting: MapSetting, split: Split) -> dict[str, Any]:
+    data = bench.config.data
+    return {
+        "format": FORMAT,
+        "reference": _weights_digest(bench.reference),
+        "data": [bench.data.fingerprint, data.image_size, data.fraction],
+        "split": split,
+        "setting": dataclasses.asdict(setting),
+    }
+
+
+def _weights_digest(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _computed(bench: Bench, setting: MapSetting, split: Split) -> Iterator[Said]:
+    """Maps and risks of all images of a split, in order, on the CPU."""
+    asked = AskedMaps(bench.reference, setting, probe=bench.probe)
+    loaders = bench.config.data.loader_workers
+    for batch in loader(_images(bench, split), batch_size=BATCH, shuffle=False, seed=0, epoch=0, workers=loaders):
+        said = asked(batch.to(bench.workers.device))
+        yield Said(said.maps.cpu(), said.risks.cpu())
+    asked.detach()
+
+
+def _images(bench: Bench, split: Split) -> ImageSet:
+    return bench.data.train if split == "train" else bench.data.validation
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While others that want the same wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_stale(folder: Path, content: dict[str, Any]) -> None:
+    """Deletes maps of other weights or images: nothing can ask for them any more. Who reads them goes on reading."""
+    for record in folder.glob("*/record.json"):
+        try:
+            found = json.loads(record.read_text())
+        except (OSError, ValueError):
+            found = {}
+        if any(found.get(name) != content[name] for name in ("format", "reference", "data")):
+            shutil.rmtree(record.parent, ignore_errors=True)
+
+
+def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, content: dict[str, Any]) -> None:
+    """Whole or not at all. A batch at a time: all maps together may be larger than the memory."""
+    for abandoned in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    count = len(_images(bench, split))
+    try:
+        unfinished.mkdir()
+        (unfinished / "record.json").write_text(json.dumps(content, indent=2) + "\n")
+        filled = 0
+        arrays: list[NDArray[np.float32]] = []
+        for said in _computed(bench, setting, split):
+            if not arrays:
+                shapes = {name: (count, *part.shape[1:]) for name, part in said._asdict().items()}
+                arrays = [_array(unfinished / f"{name}.npy", shape) for name, shape in shapes.items()]
+            for array, part in zip(arrays, said, strict=True):
+                array[filled : filled + len(part)] = part.numpy()
+            filled += len(said.risks)
+        publish(unfinished, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: {count} attribution maps cannot be written ({error.strerror}); make room, or give storage.path "
+            "another place."
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+
+
+def _read(folder: Path) -> KeptMaps:
+    # Copy on write: torch wants memory that it may write to, and nobody does.
+    maps, risks = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("maps", "risks"))
+    return KeptMaps(torch.from_numpy(maps), torch.from_numpy(risks))
