@@ -75,8 +75,8 @@ def as_markdown(sweep: SweepRecord, found: Front) -> str:
     if sweep.description:
         lines += [sweep.description, ""]
     lines += [f"- **{key}**: {value}" for key, value in sweep.facts.items()]
-    if sweep.reference:
-        lines.append(f"- **full-precision reference**: {sweep.reference['top1']:.2f} % top-1")
+    if sweep.full_precision:
+        lines.append(f"- **full-precision reference**: {sweep.full_precision}")
     lines += [f"- **trials**: {_counts(sweep, found)}", ""]
     if not found.members:
         return "\n".join([*lines, "No trial is done yet: there is no front."]) + "\n"
@@ -116,7 +116,7 @@ def as_page(sweep: SweepRecord, found: Front) -> str:
     if found.done:
         plot = _figure(found).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
     facts = " · ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in sweep.facts.items())
-    reference = f" · full precision {sweep.reference['top1']:.2f} %" if sweep.reference else ""
+    reference = f" · full precision {sweep.full_precision}" if sweep.full_precision else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(sweep.name)} – Pareto front</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>

@@ -65,4 +65,7 @@ overrides_option = click.option(
     metavar="KEY=VALUE",
     help="Another value for a key of the YAML, such as method.eta=0.1; again for more.",
 )
+smoke_option = click.option(
+    "--smoke", is_flag=True, help="The short run that the YAML describes under 'smoke', as a sweep of its own."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")

@@ -6,28 +6,37 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from service.plan import count, typical_config
+from service.combinations import Surveyed, combinations
+from service.plan import Estimate, count
 from service.records import REFERENCES, SweepStore
 from service.spec import SweepSpec, load_spec
 from trainables import api
-from trainables.api import ReferenceRecord, Survey
+from trainables.api import ReferenceRecord
 from trainables.errors import BitfrontError
 
 
-def estimate_hours(spec: SweepSpec, survey: Survey) -> tuple[float, float, str]:
-    """Device-hours of a trial and of the reference (0 where it has been trained), and where they are known from."""
-    config, resources, storage = typical_config(spec), spec.resources, Path(spec.storage.path)
-    trained = ReferenceRecord.find(storage / REFERENCES, config.reference_key)
+def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], str]:
+    """For each combination the hours of a trial and of its reference, and where they are known from.
+
+    Steps are timed only where something is not known already.
+    """
+    resources, storage = spec.resources, Path(spec.storage.path)
+    keys = [one.config.reference_key for one, _ in surveyed]
+    trained = {key for key in keys if ReferenceRecord.find(storage / REFERENCES, key)}
     known = recorded_hours(storage, spec)
-    if trained and known:
-        return known[0], 0.0, known[1]
-    times = api.time_steps(config, threads=resources.cpus_per_worker, workers=resources.workers)
-    hours, source = known or (
-        api.trial_hours(config, survey, times, workers=resources.workers),
-        "measured on one step here",
-    )
-    reference = 0.0 if trained else api.reference_hours(config, survey, times, workers=resources.workers)
-    return hours, reference, source
+    unknown = [one.config for one, _ in surveyed if not known or one.config.reference_key not in trained]
+    threads, workers = resources.cpus_per_worker, resources.workers
+    times = dict(zip(map(id, unknown), api.times(unknown, threads=threads, workers=workers), strict=True))
+    found = []
+    for (one, survey), key in zip(surveyed, keys, strict=True):
+        timed, reference_hours = times.get(id(one.config)), 0.0
+        if timed and key not in trained:
+            reference_hours = api.reference_hours(one.config, survey, timed, workers=workers)
+            # Another combination may need the same one.
+            trained.add(key)
+        hours = known[0] if known else api.trial_hours(one.config, survey, times[id(one.config)], workers=workers)
+        found.append(Estimate(combination=one, survey=survey, hours=hours, reference_hours=reference_hours))
+    return found, known[1] if known else "measured on one step here"
 
 
 def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[float, str] | None:
@@ -53,7 +62,7 @@ def _hours_in(folder: Path, spec: SweepSpec) -> list[float]:
     try:
         facts = store.sweep().facts
         # Reading a YAML takes far longer than these two words.
-        if (facts.get("network"), facts.get("method")) != (spec.network.name, spec.method_name):
+        if (facts.get("network"), facts.get("method")) != (", ".join(spec.names("network")), spec.method_name):
             return []
         if _kind(load_spec(folder / "spec.yaml")) != _kind(spec):
             return []
@@ -68,8 +77,7 @@ def _kind(spec: SweepSpec) -> tuple[object, ...]:
     config, resources = spec.trial_config(spec.example_settings()), spec.resources
     epochs = {"method.epochs": config.method.epochs, "finetune.epochs": config.finetune.epochs}
     return (
-        spec.network,
-        dataclasses.replace(spec.data, download=False),
+        [(one.config.network, dataclasses.replace(one.config.data, download=False)) for one in combinations(spec)],
         spec.method_name,
         *(spec.space.get(name, number) for name, number in epochs.items()),
         (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),

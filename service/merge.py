@@ -2,10 +2,13 @@
 
 `base: other.yaml` names a file, relative to the one it stands in, whose content lies below: mappings are merged, lists,
 single values and entries of the space are replaced. A setting of the command line, `method.eta=0.1`, lies above all.
+
+`smoke:` holds what a short trial run changes: with `--smoke` it lies above the files, with a space of its own.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -28,26 +31,66 @@ from trainables.errors import SpecError
 MAX_BASES = 8
 SECRETS = frozenset({("tracking", "uri")})
 """Settings in which ${NAME} stands for an environment variable: what is stored keeps the name."""
+SMOKE_ENDING = "-smoke"
+"""Of the name: a smoke run and the sweep itself never mix."""
+_NOT_IN_SMOKE = {
+    "name": f"a smoke run has the sweep's name with {SMOKE_ENDING!r} behind it; leave it out",
+    "base": "a profile is based on the rest of its file; leave it out",
+    "smoke": "a profile has none of its own; leave it out",
+}
 MAX_SHOWN = 100
 """Characters of a command-line setting in an error."""
 
 
-def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Source:
-    """A sweep's merged content. Raises SpecError where nothing can be said about the content."""
+def read_sweep(path: Path, overrides: Sequence[str] = ()) -> tuple[Source, Source | None]:
+    """A sweep's merged content, and with its smoke profile above it; None where the files have no such profile.
+
+    Raises SpecError where nothing can be said about the content.
+    """
     layers = _files(path)
     source = Source(layers[0].file, layers[0].text)
     for layer in reversed(layers):
         source.cover(layer, _is_entry)
-    for rank, override in enumerate(overrides, start=len(layers)):
+    files = tuple(layer.file for layer in reversed(layers))
+    smoke = _smoke_run(source, files)
+    if smoke:
+        _set(smoke, overrides, rank=len(layers))
+        if isinstance(smoke.content.get("name"), str):
+            smoke.content["name"] += SMOKE_ENDING
+        smoke.origins = (*smoke.origins, *(f"--set {shown(o)}" for o in overrides))
+    _set(source, overrides, rank=len(layers))
+    if len(layers) > 1 or overrides:
+        source.origins = (*files, *(f"--set {shown(o)}" for o in overrides))
+    return source, smoke
+
+
+def _smoke_run(source: Source, files: Sequence[str]) -> Source | None:
+    """Takes the profile out of a merged source; a copy of the source with the profile above it."""
+    if "smoke" not in source.content:
+        return None
+    if not isinstance(source.content["smoke"], dict):
+        source.refuse(("smoke",), f"smoke: found {source.content['smoke']!r}; expected settings below it")
+        source.raise_problems()
+    for key, reason in _NOT_IN_SMOKE.items():
+        if key in source.content["smoke"]:
+            source.refuse(("smoke", key), f"smoke.{key}: {reason}")
+    source.raise_problems()
+    profile = source.cut("smoke")
+    smoke = copy.deepcopy(source)
+    smoke.cover(profile, lambda place: place == ("space",))
+    smoke.origins = (*files, "--smoke")
+    return smoke
+
+
+def _set(source: Source, overrides: Sequence[str], *, rank: int) -> None:
+    """Lays settings of the command line above all, and looks for secrets where there may be none."""
+    for number, override in enumerate(overrides, start=rank):
         where = f"--set {shown(override)}"
         setting, value = _split(override, source)
         if setting:
-            layer = parse_setting(value, setting, _short(where), rank)
+            layer = parse_setting(value, setting, _short(where), number)
             source.cover(layer, lambda place, whole=setting: place == whole)  # type: ignore[misc]
-    if len(layers) > 1 or overrides:
-        source.origins = (*(layer.file for layer in reversed(layers)), *(f"--set {shown(o)}" for o in overrides))
     _check_variables(source)
-    return source
 
 
 def stored_text(source: Source) -> str:
@@ -106,8 +149,8 @@ def _base_path(source: Source, name: Any, chain: Sequence[Path]) -> Path:
 
 
 def _is_entry(path: Path_) -> bool:
-    """Whether this is a range of the space, which is replaced whole: one is not half uniform, half int."""
-    return len(path) == 2 and path[0] == "space"
+    """What is replaced whole: a range of the space, as one is not half uniform, half int, and a smoke run's space."""
+    return (len(path) == 2 and path[0] == "space") or path == ("smoke", "space")
 
 
 def _split(override: str, source: Source) -> tuple[Path_, str]:
@@ -120,6 +163,8 @@ def _split(override: str, source: Source) -> tuple[Path_, str]:
         message = "expected a setting, '=' and its value, such as --set method.eta=0.5"
     elif parts[0] == "base":
         message = "a base is named in the file, not on the command line"
+    elif parts[0] == "smoke":
+        message = "the profile stands in the file; set the key itself, as --smoke --set trials=2"
     elif not name.isprintable():
         message = f"{name!r} is not a setting"
     if message:

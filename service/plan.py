@@ -6,19 +6,17 @@ A pure decision on numbers that others measured (`service.estimate`).
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, assert_never
 
+from service.combinations import Combination, typical_config
 from service.pareto import METRICS
 from service.settings import ResourcesConfig, parse_duration
-from service.space import Choice, Conditional, Domain, Float, Int, Range, Scalar, example, range_of
+from service.space import Choice, Conditional, Domain, Float, Int, Range, range_of
 from service.spec import SweepSpec
 from trainables.api import Survey
-from trainables.config import TrialConfig
-from trainables.errors import ConfigError
 
 START_HOURS = {"process": 2.5 / 3600, "train": 15 / 3600}
 """From a trial's turn to its first step: processes, imports, data."""
@@ -34,21 +32,34 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What is known of the trials with one combination of network and data."""
+
+    combination: Combination
+    survey: Survey
+    hours: float
+    """Device-hours of a trial that runs to its end, its other settings in the middle of the space; above 0."""
+    reference_hours: float
+    """Device-hours of the full-precision reference; 0 where it is trained, or another combination's is the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What is known of a sweep before it runs. Hours are estimates."""
 
     spec: SweepSpec
-    survey: Survey
+    estimates: tuple[Estimate, ...]
+    """One for each combination of network and data."""
     concurrency: int
     """Trials that run at once: as many as are asked for and fit; 0 where none fits."""
     hours_per_trial: float
-    """Device-hours of a trial that runs to its end."""
+    """Device-hours of a trial that runs to its end, mean over the combinations."""
     hours_from: str
     """Where they are known from."""
     reference_hours: float
-    """Device-hours of the full-precision reference; 0 where it has been trained."""
+    """Device-hours of all full-precision references that are not trained yet."""
     device_hours: Span
-    """Of all trials and the reference."""
+    """Of all trials and references."""
     wall_hours: Span
     limits: Mapping[str, str]
     """Those that are set, as they are written."""
@@ -87,35 +98,35 @@ class _Limit(NamedTuple):
 
 def make_plan(
     spec: SweepSpec,
-    survey: Survey,
+    estimates: Sequence[Estimate],
     *,
     cpus: float,
     gpus: float,
-    hours_per_trial: float,
-    reference_hours: float,
     hours_from: str,
     launches: Sequence[datetime] = (),
 ) -> Plan:
     """The plan of `spec` on a machine or a cluster with so many CPUs and GPUs.
 
     Args:
-        hours_per_trial: device-hours of a trial with `typical_config`'s settings; above 0.
-        reference_hours: device-hours of the reference; 0 where it has been trained.
+        estimates: one for each of `combinations(spec)`.
         hours_from: such as "measured on one step here".
         launches: when the schedule is due next.
     """
     resources = spec.resources
     fitting = trials_at_once(resources, cpus=cpus, gpus=gpus)
     concurrency = min(resources.concurrency, spec.trials, fitting)
-    wall = _wall(spec, reference_hours=reference_hours, hours_per_trial=hours_per_trial, concurrency=concurrency)
+    reference_hours = sum(one.reference_hours for one in estimates)
+    hours_per_trial = sum(one.combination.share * one.hours for one in estimates)
+    untrained = sum(one.reference_hours > 0 for one in estimates)
+    wall = _wall(spec, reference_hours, untrained, hours_per_trial=hours_per_trial, concurrency=concurrency)
     work = _work_if_stopped(spec)
     device_hours = Span(*(reference_hours + trials * hours_per_trial for trials in (work, spec.trials)))
     longest = wall.all(spec.trials)
-    limits = _limits(spec, wall, hours_per_trial)
+    limits = _limits(spec, wall, estimates, hours_per_trial)
     warnings, problems = _judge(limits, spec, fitting=fitting, cpus=cpus, gpus=gpus)
     return Plan(
         spec=spec,
-        survey=survey,
+        estimates=tuple(estimates),
         concurrency=concurrency,
         hours_per_trial=hours_per_trial,
         hours_from=hours_from,
@@ -139,28 +150,6 @@ def trials_at_once(resources: ResourcesConfig, *, cpus: float, gpus: float) -> i
     elif share:
         workers = min(workers, math.floor(gpus / share + ROUNDING))
     return workers // resources.workers
-
-
-def typical_config(spec: SweepSpec) -> TrialConfig:
-    """The settings in the middle of the space: what the hours of a trial are estimated for."""
-    try:
-        return spec.trial_config(example(spec.space, {name: _middle(domain) for name, domain in spec.space.items()}))
-    except ConfigError:
-        # The middles of two settings may not go together; the examples do.
-        return spec.trial_config(spec.example_settings())
-
-
-def _middle(domain: Domain) -> Scalar:
-    match range_of(domain):
-        case Int() as found:
-            return (found.low + found.high) // 2
-        case Float() as found:
-            return math.sqrt(found.low * found.high) if found.log else (found.low + found.high) / 2
-        case Choice() as found:
-            numbers = [v for v in found.values if isinstance(v, int | float) and not isinstance(v, bool)]
-            return statistics.median_low(numbers) if len(numbers) == len(found.values) else found.values[0]
-        case _ as unknown:
-            assert_never(unknown)
 
 
 def readable(domain: Domain) -> str:
@@ -193,7 +182,7 @@ def _work_if_stopped(spec: SweepSpec) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wall:
-    """Wall time, hours: the reference alone, then rounds of as many trials as run at once."""
+    """Wall time, hours: the references one by one, then rounds of as many trials as run at once."""
 
     reference: float
     start: float
@@ -221,17 +210,19 @@ class _Wall:
         return max(0, rounds) * self.concurrency
 
 
-def _wall(spec: SweepSpec, *, reference_hours: float, hours_per_trial: float, concurrency: int) -> _Wall:
+def _wall(
+    spec: SweepSpec, reference_hours: float, untrained: int, *, hours_per_trial: float, concurrency: int
+) -> _Wall:
     workers, start = spec.resources.workers, START_HOURS[spec.resources.launch_resolved]
     return _Wall(
-        reference=reference_hours / workers + start if reference_hours else 0.0,
+        reference=reference_hours / workers + start * untrained,
         start=start,
         run=hours_per_trial / workers,
         concurrency=max(1, concurrency),
     )
 
 
-def _limits(spec: SweepSpec, wall: _Wall, hours_per_trial: float) -> list[_Limit]:
+def _limits(spec: SweepSpec, wall: _Wall, estimates: Sequence[Estimate], hours_per_trial: float) -> list[_Limit]:
     limits, found = spec.limits, []
     if limits.device_hours:
         hours = limits.device_hours
@@ -244,8 +235,9 @@ def _limits(spec: SweepSpec, wall: _Wall, hours_per_trial: float) -> list[_Limit
         found.append(_Limit("limits.wall_time", limits.wall_time, needed, fit, wall.first()))
     if limits.trial_time:
         hours = parse_duration(limits.trial_time) / 3600
-        fit = spec.trials if wall.run <= hours else 0
-        found.append(_Limit("limits.trial_time", limits.trial_time, wall.run, fit, wall.run))
+        share = sum(one.combination.share for one in estimates if one.hours / spec.resources.workers <= hours)
+        fit, longest = math.floor(spec.trials * share + ROUNDING), max(one.hours for one in estimates)
+        found.append(_Limit("limits.trial_time", limits.trial_time, longest / spec.resources.workers, fit, wall.run))
     return found
 
 
@@ -274,8 +266,9 @@ def _judge(
                 f"{hours(limit.first)}; allow more, or make trials shorter."
             )
         elif limit.trials < spec.trials:
+            taking = "some trials" if limit.setting == "limits.trial_time" else f"{spec.trials} trials"
             warnings.append(
-                f"{limit.setting}: the limit is {limit.text}, but {spec.trials} trials take about "
+                f"{limit.setting}: the limit is {limit.text}, but {taking} take about "
                 f"{hours(limit.needed)}: about {limit.trials} run to their end."
             )
     return warnings, problems
@@ -283,19 +276,28 @@ def _judge(
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as JSON takes it: {"low": …, "high": …} for what has two ends."""
-    spec, survey, resources = plan.spec, plan.survey, plan.spec.resources
+    spec, resources = plan.spec, plan.spec.resources
     return {
         "sweep": spec.name,
         "trials": spec.trials,
         "method": spec.method_name,
-        "network": spec.network.name,
-        "data": spec.data.name,
+        "network": ", ".join(spec.names("network")),
+        "data": ", ".join(spec.names("data")),
         "objectives": [objective.name for objective in spec.objectives],
         "constraints": [str(constraint) for constraint in spec.constraints],
         "space": plan.space,
-        "searched_layers": list(survey.searched),
-        "full_bops_g": survey.full_bops_g,
-        "reach": {name: reach._asdict() for name, reach in survey.reach.items()},
+        **(_survey_json(plan.estimates[0].survey) if len(plan.estimates) == 1 else {}),
+        "combinations": [
+            {
+                "network": one.combination.config.network.name,
+                "data": one.combination.config.data.name,
+                "settings": dict(one.combination.settings),
+                "hours_per_trial": one.hours,
+                "reference_hours": one.reference_hours,
+                **_survey_json(one.survey),
+            }
+            for one in plan.estimates
+        ],
         "workers": resources.workers,
         "cpus_per_trial": resources.workers * resources.cpus_per_worker,
         "gpus_per_trial": resources.workers * resources.gpus_per_worker,
@@ -315,16 +317,24 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _survey_json(survey: Survey) -> dict[str, Any]:
+    return {
+        "searched_layers": list(survey.searched),
+        "full_bops_g": survey.full_bops_g,
+        "reach": {name: reach._asdict() for name, reach in survey.reach.items()},
+    }
+
+
 def as_text(plan: Plan) -> str:
     """The plan in lines for the terminal."""
-    spec, survey = plan.spec, plan.survey
+    spec = plan.spec
+    subjects = " on ".join(", ".join(spec.names(place)) for place in ("network", "data"))
     lines = [
-        ("trials", f"{spec.trials} of {spec.method_name}: {spec.network.name} on {spec.data.name}"),
+        ("trials", f"{spec.trials} of {spec.method_name}: {subjects}"),
         ("objectives", ", ".join(objective.name for objective in spec.objectives)),
         *(("constraint", str(constraint)) for constraint in spec.constraints),
         *(("varied", f"{name}: {text}") for name, text in plan.space.items()),
-        ("layers", f"{len(survey.searched)} searched, {survey.full_bops_g:.4g} G BOPs in full precision"),
-        *((METRICS[name].label, f"{reach.low:.4g} to {reach.high:.4g}") for name, reach in survey.reach.items()),
+        *(line for one in plan.estimates for line in _reach_lines(one, alone=len(plan.estimates) == 1)),
         *_cost_lines(plan),
         *(("limit", f"{name}: {text}") for name, text in plan.limits.items()),
         *(("due", f"{launch:%a %Y-%m-%d %H:%M %Z}") for launch in plan.launches),
@@ -334,12 +344,25 @@ def as_text(plan: Plan) -> str:
     return "\n".join([spec.name, *(f"  {head:{width}}  {text}" for head, text in lines), *told])
 
 
+def _reach_lines(one: Estimate, *, alone: bool) -> list[tuple[str, str]]:
+    """What its policies can cost; of one among several in a line of its own."""
+    survey = one.survey
+    layers = f"{len(survey.searched)} searched, {survey.full_bops_g:.4g} G BOPs in full precision"
+    reach = {METRICS[name].label: f"{ends.low:.4g} to {ends.high:.4g}" for name, ends in survey.reach.items()}
+    if alone:
+        return [("layers", layers), *reach.items()]
+    costs = ", ".join(f"{label} {text}" for label, text in reach.items())
+    return [(one.combination.label, f"{layers}; {costs}; a trial about {duration(one.hours)}")]
+
+
 def _cost_lines(plan: Plan) -> list[tuple[str, str]]:
     resources, workers = plan.spec.resources, plan.spec.resources.workers
     needs = [count(workers, "worker"), count(workers * resources.cpus_per_worker, "CPU")]
     if resources.gpus_per_worker:
         needs.append(count(workers * resources.gpus_per_worker, "GPU"))
-    reference = f"about {duration(plan.reference_hours / workers)}" if plan.reference_hours else "trained already"
+    untrained = sum(one.reference_hours > 0 for one in plan.estimates)
+    several = f"{count(untrained, 'full-precision network')}, " if len(plan.estimates) > 1 else ""
+    reference = f"{several}about {duration(plan.reference_hours / workers)}" if untrained else "trained already"
     lines = [
         ("reference", reference),
         ("a trial", f"{', '.join(needs)}; about {duration(plan.hours_per_trial / workers)}, {plan.hours_from}"),

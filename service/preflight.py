@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from service.combinations import Surveyed, budgets, combinations, subject
 from service.pareto import Constraint
 from service.space import range_of
 from service.spec import SweepSpec
 from service.sweeps import find_sweep
 from service.tracking import check_tracking, resolve_uri
+from trainables import api
 from trainables.api import Reach, Survey
-from trainables.config import EvaluationConfig
+from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
-from trainables.errors import ConfigError, StorageError
+from trainables.errors import ConfigError, DataMissingError, StorageError
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where it stands in the sweep's YAML, and the message."""
@@ -30,7 +32,7 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
         gpus: likewise; None leaves them to Ray, which finds them without torch.
     """
     check_resources(spec, cpus=os.cpu_count() or 1 if cpus is None else cpus, gpus=gpus)
-    check_data(spec.data)
+    _raise(spec, list(_data_problems(spec)))
     storage = Path(spec.storage.path).absolute()
     _check_storage(storage)
     _raise(spec, list(_warm_start_problems(spec, storage)))
@@ -79,6 +81,15 @@ def _gpu_problems(spec: SweepSpec, gpus: float | None) -> Iterator[Problem]:
         )
 
 
+def _data_problems(spec: SweepSpec) -> Iterator[Problem]:
+    for data, settings in {one.config.data: one.settings for one in reversed(combinations(spec))}.items():
+        try:
+            check_data(data)
+        except (ConfigError, DataMissingError) as error:
+            is_rooted = "data.root" in settings or "root" in spec.fixed["data"]
+            yield spec.path_of("data.root" if is_rooted else "data.name", settings), str(error).rstrip(".")
+
+
 def _warm_start_problems(spec: SweepSpec, storage: Path) -> Iterator[Problem]:
     for place, name in enumerate(spec.warm_start.sweeps):
         path = ("warm_start", "sweeps", place)
@@ -100,28 +111,54 @@ def _check_storage(storage: Path) -> None:
 def needs_survey(spec: SweepSpec) -> bool:
     """Whether `check_survey` has anything to compare: surveying a network takes seconds."""
     written = "top_k" in spec.fixed["method"] or "method.top_k" in spec.space
-    return bool(spec.constraints) or written or _is_written(spec, spec.evaluation.top_k)
+    limited = bool(spec.fixed["budget"]) or any(name.startswith("budget.") for name in spec.space)
+    return bool(spec.constraints) or limited or written or _is_written(spec, spec.evaluation.top_k)
 
 
-def check_survey(spec: SweepSpec, survey: Survey) -> None:
-    """Raises SpecError for constraints that no policy keeps and for ranks of more pixels than a map has, all at once.
+def survey_all(spec: SweepSpec) -> Surveyed:
+    """Counts every combination of network and data; reads each data set once."""
+    found = combinations(spec)
+    return list(zip(found, api.surveys([one.config for one in found]), strict=True))
 
-    `survey` is that of any trial of the sweep: what is compared here does not vary.
+
+def check_survey(spec: SweepSpec, surveyed: Surveyed) -> None:
+    """Raises SpecError for constraints and budgets that no policy keeps, and more pixels than a map has: all at once.
+
+    What holds of one combination of network and data alone says which it is.
     """
-    _raise(spec, [*_constraint_problems(spec, survey), *_pixel_problems(spec, survey)])
+    problems = [*_constraint_problems(spec, surveyed), *_budget_problems(spec, surveyed)]
+    _raise(spec, [*problems, *_pixel_problems(spec, [survey for _, survey in surveyed])])
 
 
-def _constraint_problems(spec: SweepSpec, survey: Survey) -> Iterator[Problem]:
+def _constraint_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Problem]:
     for place, constraint in enumerate(spec.constraints):
-        path, metric = ("constraints", place), constraint.metric
-        reach = survey.reach.get(metric)
-        reason = _out_of_reach(constraint, reach) if reach else ""
-        if reason:
-            yield path, f"constraints: no policy keeps '{constraint}': with the widths offered {metric} is {reason}"
-            continue
-        for other in spec.constraints[:place]:
+        path, metric, refused = ("constraints", place), constraint.metric, False
+        for combination, survey in surveyed:
+            reach = survey.reach.get(metric)
+            reason = _out_of_reach(constraint, reach) if reach else ""
+            if reason:
+                where = f" of {combination.label}" if len(surveyed) > 1 else ""
+                offered = f"with the widths offered {metric} is {reason}"
+                yield path, f"constraints: no policy{where} keeps '{constraint}': {offered}"
+                refused = True
+        for other in () if refused else spec.constraints[:place]:
             if other.metric == metric and _exclude(constraint, other):
                 yield path, f"constraints: no policy keeps both '{other}' and '{constraint}'; widen one of the two"
+
+
+def _budget_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Problem]:
+    """Every cost has its floor in the policy with the fewest bits, so that limits can be looked at one by one."""
+    found = {subject(combination.config): (combination, survey) for combination, survey in surveyed}
+    for config, settings in budgets(spec):
+        combination, survey = found[subject(config)]
+        for key, limit in config.budget.limits.items():
+            reach = survey.reach.get(key)
+            bound = Constraint(key, ">=" if key == "compression" else "<=", limit)
+            reason = _out_of_reach(bound, reach) if reach else ""
+            if reason:
+                where = f" of {combination.label}" if len(surveyed) > 1 else ""
+                message = f"no policy{where} keeps {limit:g}: with the widths offered it is {reason}"
+                yield spec.path_of(f"budget.{key}", settings), f"budget.{key}: {message}"
 
 
 def _out_of_reach(constraint: Constraint, reach: Reach) -> str:
@@ -144,14 +181,18 @@ def _exclude(one: Constraint, other: Constraint) -> bool:
     return upper.relation != lower.relation and upper.bound < lower.bound
 
 
-def _pixel_problems(spec: SweepSpec, survey: Survey) -> Iterator[Problem]:
-    """Of what the author wrote: the default is larger than many maps, and then means all of their pixels."""
-    top_k = spec.evaluation.top_k
-    if top_k > survey.evaluation_pixels and _is_written(spec, top_k):
-        yield ("evaluation", "top_k"), f"evaluation.top_k: {_too_many(top_k, survey.evaluation_pixels)}"
-    if spec.method_name != "gmpq" or max(_method_values(spec, "eta")) == 0:
+def _pixel_problems(spec: SweepSpec, surveys: Sequence[Survey]) -> Iterator[Problem]:
+    """Of what the author wrote: the default is larger than many maps, and then means all of their pixels.
+
+    Where some trials' maps are large enough, smaller ones keep all.
+    """
+    top_k, largest_map = spec.evaluation.top_k, max(survey.evaluation_pixels for survey in surveys)
+    if top_k > largest_map and _is_written(spec, top_k):
+        yield ("evaluation", "top_k"), f"evaluation.top_k: {_too_many(top_k, largest_map)}"
+    if not issubclass(METHOD_CONFIGS[spec.method_name], GmpqConfig) or max(_method_values(spec, "eta")) == 0:
         return
-    pixels = max(survey.map_pixels[resolution] for resolution in _method_values(spec, "resolution"))
+    resolutions = _method_values(spec, "resolution")
+    pixels = max(survey.map_pixels[resolution] for survey in surveys for resolution in resolutions)
     written = {("method", "top_k"): spec.fixed["method"].get("top_k", 0)}
     if "method.top_k" in spec.space:
         written["space", "method.top_k"] = max(_examples(spec, "top_k"))

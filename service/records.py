@@ -101,9 +101,19 @@ class SweepRecord:
     """Devices that a trial holds."""
     owner: str = ""
     reference: Mapping[str, Any] = field(default_factory=dict)
-    """The full-precision reference's record, once it is known."""
+    """The full-precision reference's record, once it is known; none of a sweep that needs several."""
+    references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a sweep that varies network or data: the records of its references, by their keys, as soon as they are known."""
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
+
+    @property
+    def full_precision(self) -> str:
+        """Top-1 in full precision, as people read it; empty until it is known."""
+        if self.reference:
+            return f"{self.reference['top1']:.2f} % top-1"
+        found = sorted(record["top1"] for record in self.references.values())
+        return f"{found[0]:.2f} to {found[-1]:.2f} % top-1, {len(found)} references" if found else ""
 
     @property
     def sweep_id(self) -> str:

@@ -17,8 +17,8 @@ from service.settings import PlainConfig
 from service.space import KINDS
 from service.spec import SECTIONS
 from service.validate import adapter
-from service.varied import is_list, settings_of
-from trainables.config import METHOD_CONFIGS, FinetuneConfig
+from service.varied import VARIABLE, is_list, settings_of
+from trainables.config import METHOD_CONFIGS
 from trainables.data.places import DATA_SET_NAMES
 from trainables.models import NETWORK_NAMES
 
@@ -54,6 +54,9 @@ def schema() -> dict[str, Any]:
     properties["name"]["description"] = "Name of the sweep and of its folder: a-z, 0-9, '.', '_' and '-'."
     properties["objectives"]["items"] = {"enum": list(METRICS)}
     properties |= {name: _object(kind, (name,)) for name, kind in SECTIONS.items()}
+    for name in VARIABLE:
+        if name in SECTIONS:
+            properties[name]["description"] += f" {VARIED}"
     methods = {f"method-{name}": _method(name, kind) for name, kind in METHOD_CONFIGS.items()}
     properties["method"] = {
         "description": f"The search for a policy. {VARIED}",
@@ -61,13 +64,12 @@ def schema() -> dict[str, Any]:
         "discriminator": {"propertyName": "name"},
         "anyOf": [{"$ref": f"#/$defs/{name}"} for name in methods],
     }
-    finetune = _object(FinetuneConfig, ("finetune",))
-    properties["finetune"] = finetune | {"description": f"{finetune['description']} {VARIED}"}
     properties["space"] = _space()
     properties["base"] = {
         "type": "string",
         "description": "A file that this one is based on, relative to it: what is not written here is as it is there.",
     }
+    properties["smoke"] = _smoke(properties)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Bitfront sweep",
@@ -81,17 +83,40 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _needed() -> dict[str, Any]:
-    """What a sweep must say that is based on nothing."""
-    needed = {name: [f.name for f in dataclasses.fields(kind) if _is_required(f)] for name, kind in SECTIONS.items()}
-    needed = {name: keys for name, keys in needed.items() if keys} | {"method": ["name"]}
+def _smoke(properties: dict[str, Any]) -> dict[str, Any]:
+    """What a short run changes: any of the other keys, none of them needed."""
+    changed = [name for name in properties if name not in ("name", "base")]
     return {
-        "required": ["name", *needed, "space"],
-        "properties": {name: {"required": keys} for name, keys in needed.items()},
+        "description": "What `--smoke` changes, for a short run on a machine at hand; a space here replaces the other.",
+        "type": "object",
+        "properties": {
+            name: {"description": properties[name]["description"], "$ref": f"#/properties/{name}"} for name in changed
+        },
+        "additionalProperties": False,
+    }
+
+
+def _needed() -> dict[str, Any]:
+    """What a sweep must say that is based on nothing; of what may vary, here or in its space."""
+    needed = {name: [f.name for f in dataclasses.fields(kind) if _is_required(f)] for name, kind in SECTIONS.items()}
+    plain = {name: keys for name, keys in needed.items() if keys and name not in VARIABLE} | {"method": ["name"]}
+    return {
+        "required": ["name", *plain, "space"],
+        "properties": {name: {"required": keys} for name, keys in plain.items()},
+        "allOf": [_here_or_varied(name, key) for name, keys in needed.items() if name in VARIABLE for key in keys],
         "if": {"not": {"properties": {"sampler": {"properties": {"name": {"const": "grid"}}, "required": ["name"]}},
                        "required": ["sampler"]}},
         "then": {"required": ["trials"]},
     }  # fmt: skip
+
+
+def _here_or_varied(section: str, key: str) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"properties": {section: {"required": [key]}}, "required": [section]},
+            {"properties": {"space": {"required": [f"{section}.{key}"]}}, "required": ["space"]},
+        ]
+    }
 
 
 def _is_required(setting: dataclasses.Field[Any]) -> bool:
@@ -138,10 +163,11 @@ def descriptions(kind: type) -> dict[str, str]:
 
 
 def _space() -> dict[str, Any]:
-    found = [settings_of({"method": kind, "finetune": FinetuneConfig}) for kind in METHOD_CONFIGS.values()]
+    kinds = {name: SECTIONS[name] for name in VARIABLE if name in SECTIONS}
+    found = [settings_of({**kinds, "method": kind}) for kind in METHOD_CONFIGS.values()]
     names = {name for settings in found for name, setting in settings.items() if not is_list(setting)}
     return {
-        "description": "What the trials vary: a range for each setting of the method or the finetune.",
+        "description": "What the trials vary: a range for each setting of the method, network, data, budget, finetune.",
         "type": "object",
         "minProperties": 1,
         "propertyNames": {"enum": sorted(names)},

@@ -6,6 +6,7 @@ say what is allowed (`trainables.config`, `service.settings`); pydantic compares
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -28,12 +29,14 @@ from service.settings import (
     WarmStartConfig,
     check_sweep,
 )
-from service.space import Conditional, Domain, Scalar, as_written, example
+from service.space import Choice, Conditional, Domain, Scalar, as_written, example, range_of
 from service.validate import build, find_problems
 from service.varied import (
     VARIABLE,
+    check_barrier,
     check_batches,
     check_epochs,
+    check_names,
     check_varied,
     count_points,
     fallback,
@@ -44,6 +47,7 @@ from service.varied import (
 from service.yaml_source import Path_, Source
 from trainables.config import (
     METHOD_CONFIGS,
+    BudgetConfig,
     DataConfig,
     EvaluationConfig,
     FinetuneConfig,
@@ -51,9 +55,7 @@ from trainables.config import (
     ReferenceConfig,
     TrialConfig,
 )
-from trainables.data import check_data_name
 from trainables.errors import ConfigError, SpecError, did_you_mean
-from trainables.models import check_network
 
 T = TypeVar("T")
 
@@ -71,12 +73,10 @@ class SweepSpec:
     tags: Mapping[str, str]
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
-    network: NetworkConfig
-    data: DataConfig
     reference: ReferenceConfig
     method_name: str
     fixed: Mapping[str, Mapping[str, Any]]
-    """Settings of `method` and `finetune` that the space does not vary."""
+    """By section: settings of network, data, budget, method and finetune that the file writes there."""
     evaluation: EvaluationConfig
     space: Mapping[str, Domain]
     sampler: SamplerConfig
@@ -102,18 +102,36 @@ class SweepSpec:
             place, setting = name.split(".", 1)
             varied[place][setting] = value
         return TrialConfig(
-            network=self.network,
-            data=self.data,
+            network=build(NetworkConfig, varied["network"]),
+            data=build(DataConfig, varied["data"]),
             reference=self.reference,
             method=build(METHOD_CONFIGS[self.method_name], varied["method"]),
             finetune=build(FinetuneConfig, varied["finetune"]),
             evaluation=self.evaluation,
+            budget=build(BudgetConfig, varied["budget"]),
             seed=self.seed,
         )
+
+    def names(self, place: str) -> tuple[str, ...]:
+        """Networks, or data sets, that trials may have, in the order of the file; `place` is network or data."""
+        domain = self.space.get(f"{place}.name")
+        found = [str(name) for name in domain.examples()] if domain else []
+        if domain is None or isinstance(domain, Conditional):
+            found.append(str(self.fixed[place]["name"]))
+        return tuple(dict.fromkeys(found))
 
     def example_settings(self) -> dict[str, Scalar]:
         """The first example of every entry of the space that is active with those before it."""
         return example(self.space, {})
+
+    def path_of(self, name: str, settings: Mapping[str, Scalar]) -> Path_:
+        """Where the file says the value that a setting has in a trial to which the space gave `settings`."""
+        if name not in settings:
+            return tuple(name.split(".", 1))
+        domain = range_of(self.space[name])
+        number = domain.values.index(settings[name]) if isinstance(domain, Choice) else 0
+        paths: list[Path_] = [("space", name, kind, number) for kind in ("choice", "grid")]
+        return next((path for path in paths if self.source.has(path)), ("space", name))
 
     def place(self, path: Path_) -> str:
         """Where the value of a path such as ("method", "top_k") or ("space", "method.top_k") stands: file:line:column.
@@ -188,6 +206,8 @@ SECTIONS: dict[str, type] = {
     "network": NetworkConfig,
     "data": DataConfig,
     "reference": ReferenceConfig,
+    "budget": BudgetConfig,
+    "finetune": FinetuneConfig,
     "evaluation": EvaluationConfig,
     "sampler": SamplerConfig,
     "warm_start": WarmStartConfig,
@@ -206,28 +226,63 @@ ITEMS: dict[Path_, Callable[[str], object]] = {
     ("warm_start", "sweeps"): check_sweep,
 }
 """Lists whose items are checked one by one, so that an error points at the item."""
-TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, *VARIABLE, "space", "base")
+TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, "method", "space", "base", "smoke")
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> SweepSpec:
     """Reads and checks a sweep's YAML. Raises SpecError with all that is wrong, a line each.
 
     Args:
         path: the file; its bases are found from there.
         overrides: settings that lie above the file's, such as "method.eta=0.1".
+        smoke: the short run that the file describes under `smoke`. Without it that is checked as well, as long as
+            there are no overrides: these may not be meant for it.
     """
-    source = read_sweep(path, overrides)
+    source, profile = read_sweep(path, overrides)
+    if smoke and profile is None:
+        raise SpecError(
+            f"{source.place(())}: --smoke: the file has no profile; say what a short run changes, as "
+            "smoke: {data: {name: digits, image_size: 16}, trials: 2}"
+        )
+    if smoke:
+        assert profile is not None
+        return _checked(profile)
+    if profile is None or overrides:
+        return _checked(source)
+    return _checked_with(source, profile)
+
+
+def _checked_with(source: Source, profile: Source) -> SweepSpec:
+    """The sweep itself, where its smoke run is right as well. What is wrong with both is told once."""
+    spec = None
+    # The problems stay in the source.
+    with contextlib.suppress(SpecError):
+        spec = _checked(source)
+    try:
+        _checked(profile)
+    except SpecError:
+        known = set(source.problems)
+        source.problems += [(place, f"with --smoke: {m}") for place, m in profile.problems if (place, m) not in known]
+    source.raise_problems()
+    assert spec is not None  # or there would have been problems
+    return spec
+
+
+def _checked(source: Source) -> SweepSpec:
+    """The spec of a source. Raises SpecError with all that is wrong; the source keeps it."""
     for key in source.content:
         if key not in TOP_KEYS:
             source.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}", at_key=True)
     sections: dict[str, Any] = {
         name: _read(source, (name,), kind, reveal(source, name, section(source, name)))
         for name, kind in SECTIONS.items()
+        if name not in VARIABLE
     }
-    _check_names(source, sections)
-    method_name, kinds, fixed = _read_method(source)
+    method_name, kinds, fixed = _read_variable(source)
     space = read_space(source, kinds, fixed)
     check_varied(source, kinds, fixed, space)
+    check_names(source, fixed, space)
+    check_barrier(source, fixed, space)
     plain = _read_plain(source, sections["sampler"], space)
     if sections["warm_start"] and plain:
         sections["warm_start"] = fit_points(source, sections["warm_start"], space, plain.trials)
@@ -251,14 +306,13 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     return spec
 
 
-def _read_method(source: Source) -> tuple[str, dict[str, type], dict[str, dict[str, Any]]]:
+def _read_variable(source: Source) -> tuple[str, dict[str, type], dict[str, dict[str, Any]]]:
     """The method's name, the classes of what a space may vary (not of an unknown method), and what is fixed."""
-    method = dict(section(source, "method"))
-    name = method.pop("name", None)
-    fixed = {"method": method, "finetune": dict(section(source, "finetune"))}
-    kinds: dict[str, type] = {"finetune": FinetuneConfig}
+    fixed = {place: dict(section(source, place)) for place in VARIABLE}
+    name = fixed["method"].pop("name", None)
+    kinds: dict[str, type] = {place: SECTIONS[place] for place in VARIABLE if place in SECTIONS}
     if isinstance(name, str) and name in METHOD_CONFIGS:
-        kinds = {"method": METHOD_CONFIGS[name], **kinds}
+        kinds["method"] = METHOD_CONFIGS[name]
     elif name is None:
         source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
     else:
@@ -276,16 +330,6 @@ def _read_plain(source: Source, sampler: SamplerConfig | None, space: Mapping[st
         if isinstance(trials, int) and 0 < num_points < trials:
             source.add(("trials",), f"trials is {trials}, but the grid has {num_points} points; give no more than that")
     return _read(source, (), PlainConfig, content)
-
-
-def _check_names(source: Source, sections: Mapping[str, Any]) -> None:
-    for name, check in (("network", check_network), ("data", check_data_name)):
-        config = sections[name]
-        if config is not None:
-            try:
-                check(config.name)
-            except ConfigError as error:
-                source.add((name, "name"), f"{name}.name: {error}")
 
 
 def _read(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:

@@ -54,8 +54,8 @@ def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:
         name=spec.name,
         spec_hash=spec.hash,
         facts={
-            "network": spec.network.name,
-            "data": spec.data.name,
+            "network": ", ".join(spec.names("network")),
+            "data": ", ".join(spec.names("data")),
             "method": spec.method_name,
             "sampler": spec.sampler.name,
             "trials": str(spec.trials),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from service.settings import EarlyStoppingConfig, WarmStartConfig
@@ -25,11 +25,17 @@ from service.space import (
     size,
 )
 from service.validate import Problem, find_problems
-from service.yaml_source import Source
-from trainables.config import TrialConfig
+from service.yaml_source import Path_, Source
+from trainables.config import BudgetConfig, TrialConfig
+from trainables.data import check_data_name
 from trainables.errors import ConfigError, did_you_mean
+from trainables.models import check_network
 
-VARIABLE = ("method", "finetune")
+STAGES = ("method", "finetune")
+"""Those with epochs and batches of their own."""
+SUBJECTS = ("network", "data")
+"""What a full-precision reference is trained for: of these a space may have finitely many."""
+VARIABLE = (*SUBJECTS, "budget", *STAGES)
 """Sections whose settings a space may vary."""
 Fixed = Mapping[str, Mapping[str, Any]]
 
@@ -50,7 +56,7 @@ def settings_of(kinds: Mapping[str, type]) -> dict[str, dataclasses.Field[Any]]:
 
 def is_list(setting: dataclasses.Field[Any]) -> bool:
     """Whether it holds several values, which a space cannot vary."""
-    return str(setting.type).startswith("tuple")
+    return str(setting.type).startswith(("tuple", "Mapping"))
 
 
 def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[str, Domain]:
@@ -76,6 +82,12 @@ def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[
         except ConfigError as error:
             source.add(path, f"space.{name}: {error}")
             continue
+        if name.startswith(tuple(f"{place}." for place in SUBJECTS)) and size(domain) == math.inf:
+            message = (
+                "trials have finitely many networks and data sets; give choice, grid, int or fixed instead of a range"
+            )
+            source.add(path, f"space.{name}: {message}")
+            continue
         if _may_be_varied(source, name, domain, settings.get(name), fixed):
             conditioned = _with_condition(source, name, domain, space)
             if conditioned:
@@ -85,7 +97,8 @@ def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[
 
 def _wrong_name(name: str, settings: Mapping[str, dataclasses.Field[Any]], unchecked: tuple[str, ...]) -> str:
     if name in settings and is_list(settings[name]):
-        return f"space: {name!r} is a list, which a space cannot vary; fix it in its section"
+        several = "list" if str(settings[name].type).startswith("tuple") else "mapping"
+        return f"space: {name!r} is a {several}, which a space cannot vary; fix it in its section"
     if name not in settings and not (unchecked and name.startswith(unchecked)):
         known = [known for known, setting in settings.items() if not is_list(setting)]
         return f"space: {name!r} is not a setting{did_you_mean(name, known)}"
@@ -141,7 +154,7 @@ def _with_condition(source: Source, name: str, domain: Domain, earlier: Mapping[
 
 
 def check_varied(source: Source, kinds: Mapping[str, type], fixed: Fixed, space: Mapping[str, Domain]) -> None:
-    """Builds `method` and `finetune` once for each example of each domain, the others at their first."""
+    """Builds each section once for each example of each of its domains, the others at their first."""
     entries = section(source, "space")
     for place, kind in kinds.items():
         own = {name: domain for name, domain in space.items() if name.startswith(f"{place}.")}
@@ -234,16 +247,52 @@ def check_epochs(
         return
     epochs = sum(
         min(int(value) for _, values in possible(place, "epochs", trial, fixed, space) for value in values)
-        for place in VARIABLE
+        for place in STAGES
     )
     if config.min_epochs >= epochs:
         message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
         source.add(("early_stopping", "min_epochs"), f"early_stopping.min_epochs {message}; give less")
 
 
+def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """Networks and data sets that there are, wherever the file names them."""
+    for place, check in (("network", check_network), ("data", check_data_name)):
+        for path, name in _written(source, f"{place}.name", fixed, space):
+            if not isinstance(name, str):
+                continue  # a number has its own message
+            try:
+                check(name)
+            except ConfigError as error:
+                source.add(path, f"{'.'.join(map(str, path[:2]))}: {error}")
+
+
+def check_barrier(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """A barrier needs a budget that it stands before."""
+    limited = any(
+        value for key in settings_of({"budget": BudgetConfig}) for _, value in _written(source, key, fixed, space)
+    )
+    for path, weight in _written(source, "method.barrier", fixed, space):
+        if weight and not limited:
+            name = ".".join(map(str, path[:2]))
+            message = "there is no budget that it could keep; give one, as budget: {bops_g: 7.5}"
+            source.add(path, f"{name} is {weight}, but {message}")
+
+
+def _written(source: Source, name: str, fixed: Fixed, space: Mapping[str, Domain]) -> Iterator[tuple[Path_, Scalar]]:
+    """Values that the file writes for a setting, each with its own place; of a range both ends."""
+    place, key = name.split(".", 1)
+    if isinstance(fixed.get(place, {}).get(key), str | int | float):
+        yield (place, key), fixed[place][key]
+    if name in space:
+        kind = next(kind for kind in section(source, "space")[name] if kind != "when")
+        is_list = kind != "fixed"
+        for number, value in enumerate(range_of(space[name]).examples()):
+            yield ("space", name, kind, *((number,) if is_list else ())), value
+
+
 def check_batches(source: Source, workers: int, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> None:
     """Every batch is shared equally by the workers."""
-    for name in ("reference", *VARIABLE):
+    for name in ("reference", *STAGES):
         for place, sizes in possible(name, "batch_size", trial, fixed, space):
             for images in sizes:
                 if int(images) % workers:

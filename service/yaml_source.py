@@ -64,6 +64,10 @@ class Source:
             known, places = known[:-1], self._keys
         return places.get(known) or Place(self.rank, self.file, 1, 1)
 
+    def has(self, path: Path_) -> bool:
+        """Whether the value of `path` is written."""
+        return path in self._values
+
     def add(self, path: Path_, message: str, *, at_key: bool = False) -> None:
         """A problem at the value of `path`, or at its key; at the nearest thing above that exists.
 
@@ -99,6 +103,16 @@ class Source:
         self.problems += above.problems
         self._refused |= above._refused
         self._above_refused |= above._above_refused
+
+    def cut(self, key: str) -> Source:
+        """Takes a mapping of the top level out of this source: another one, of which it is the whole content."""
+        taken = Source(self.file, "", self.rank, content=self.content.pop(key))
+        for mine, others in ((taken._keys, self._keys), (taken._values, self._values)):
+            mine.update({path[1:]: place for path, place in others.items() if path[:1] == (key,) and path[1:]})
+        taken._refused = {path[1:] for path in self._refused if path[:1] == (key,)}
+        taken._above_refused = {path[1:] for path in self._above_refused if path[:1] == (key,)}
+        self._forget((key,), taken.content)
+        return taken
 
     def _cover(
         self,

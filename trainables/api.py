@@ -5,9 +5,12 @@ Imports torch only when a function is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from trainables.bops import CostModel
 from trainables.config import TrialConfig
+from trainables.errors import ConfigError
 from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.survey_report import Reach, StepTimes, Survey, reference_hours, trial_hours
 
@@ -19,12 +22,15 @@ __all__ = [
     "StepTimes",
     "Survey",
     "TrialResult",
+    "count",
     "count_gpus",
     "ensure_reference",
     "reference_hours",
     "run_trial",
     "survey",
+    "surveys",
     "time_steps",
+    "times",
     "trial_hours",
 ]
 
@@ -34,6 +40,20 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
+    """The work of a network with fresh weights, on one image. Raises a BitfrontError where it cannot be counted."""
+    import torch
+
+    from trainables.counting import measure
+    from trainables.models import build_network
+
+    net = build_network(network, num_classes=num_classes, image_size=image_size)
+    try:
+        return measure(net, torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise ConfigError(f"{network} does not run on {image_size}×{image_size} pixels: {error}") from None
 
 
 def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
@@ -59,9 +79,14 @@ def survey(config: TrialConfig) -> Survey:
 
     Reads the data set. Raises a BitfrontError for what would fail later: uncounted work, patterns, batches, tiny maps.
     """
+    return surveys([config])[0]
+
+
+def surveys(configs: Sequence[TrialConfig]) -> list[Survey]:
+    """`survey` of several trials; reads each data set once, and holds one at a time."""
     from trainables import survey as counted
 
-    return counted.survey(config)
+    return counted.surveys(configs)
 
 
 def time_steps(config: TrialConfig, *, threads: int, workers: int = 1) -> StepTimes:
@@ -69,6 +94,11 @@ def time_steps(config: TrialConfig, *, threads: int, workers: int = 1) -> StepTi
 
     A step is one worker's share of a batch. What `workers` have to tell each other is left out.
     """
+    return times([config], threads=threads, workers=workers)[0]
+
+
+def times(configs: Sequence[TrialConfig], *, threads: int, workers: int = 1) -> list[StepTimes]:
+    """`time_steps` of several trials; reads each data set once, and holds one at a time."""
     from trainables import survey as timed
 
-    return timed.time_steps(config, threads=threads, workers=workers)
+    return timed.times(configs, threads=threads, workers=workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -33,10 +33,22 @@ STANDING_STILL = 1e-12
 """A learning rate with which a fresh network cannot diverge."""
 
 
-def survey(config: TrialConfig) -> Survey:
-    """See `trainables.api.survey`. On the CPU, so that a machine's GPUs are left to its trials."""
+def surveys(configs: Sequence[TrialConfig]) -> list[Survey]:
+    """See `trainables.api.surveys`."""
+    found = {place: survey(config, data) for place, config, data in _with_data(configs)}
+    return [found[place] for place in range(len(configs))]
+
+
+def _with_data(configs: Sequence[TrialConfig]) -> Iterator[tuple[int, TrialConfig, DataSplits]]:
+    """Each with its place and its data set: one data set at a time, each read once."""
+    for wanted in dict.fromkeys(config.data for config in configs):
+        data = load_data(wanted)
+        yield from ((place, config, data) for place, config in enumerate(configs) if config.data == wanted)
+
+
+def survey(config: TrialConfig, data: DataSplits) -> Survey:
+    """Of one trial. On the CPU, so that a machine's GPUs are left to its trials."""
     with torch.random.fork_rng(devices=[]):
-        data = load_data(config.data)
         bench = _fresh_bench(config, data, Workers(0, 1, torch.device("cpu")))
     map_pixels = _map_pixels(bench)
     return Survey(
@@ -104,11 +116,18 @@ def _steps_per_epoch(config: TrialConfig, data: DataSplits) -> dict[Stage, int]:
     }
 
 
-def time_steps(config: TrialConfig, *, threads: int, workers: int) -> StepTimes:
-    """See `trainables.api.time_steps`. Runs the trial's own search and finetune, on an epoch of four batches."""
+def times(configs: Sequence[TrialConfig], *, threads: int, workers: int) -> list[StepTimes]:
+    """See `trainables.api.times`."""
+    found = {
+        place: time_steps(config, data, threads=threads, workers=workers) for place, config, data in _with_data(configs)
+    }
+    return [found[place] for place in range(len(configs))]
+
+
+def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: int) -> StepTimes:
+    """Of one trial: its own search and finetune, on an epoch of four batches."""
     alone = replace(Workers.current(), rank=0, size=1)
     with _as_in_a_trial(config.seed, threads, alone.device):
-        data = load_data(config.data)
         short = _shortened(config, len(data.validation), workers)
         clocks = {name: _Clock(alone.device) for name in ("reference", "search", "finetune")}
         samples = _sampled(data, short, short.reference.batch_size, clocks["reference"])

@@ -1,14 +1,16 @@
-"""The full-precision reference of a sweep, before its first trial: found, or trained on Ray."""
+"""The full-precision references of a sweep, before its first trial: found, or trained on Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
 from service import driver
+from service.combinations import references
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import Science, make_reference
 from service.progress import Progress
@@ -26,24 +28,42 @@ class StoppedError(Exception):
     """The reference was not trained to its end, because somebody asked the sweep to stop."""
 
 
-def prepare_reference(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
-    """Trains the reference where there is none, and notes it in the sweep's record.
+def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
+    """Trains each reference that the sweep's trials can need, where there is none, and notes it in the sweep's record.
 
-    Raises a BitfrontError, or StoppedError where somebody asks the sweep to stop meanwhile.
+    One after the other, in the order of the space. Raises a BitfrontError, or StoppedError where somebody asks the
+    sweep to stop meanwhile; what was trained until then is kept.
     """
-    config = spec.trial_config(spec.example_settings())
-    record = ReferenceRecord.find(store.references, config.reference_key)
-    progress.note(f"reference: {'found' if record else 'training'} {config.reference_key} …")
-    # Where it was found before, this network and this data were checked against each other.
-    if record is None or not store.sweep().reference:
-        try:
-            record = _make_reference(spec, config, store, science)
-        except StoppedError:
-            raise
-        except Exception as error:
-            raise _reference_error(store, error) from None
-    progress.note(f"reference: {record.top1:.2f} % top-1 in full precision")
-    store.save_sweep(dataclasses.replace(store.sweep(), reference=dataclasses.asdict(record)))
+    wanted = references(spec)
+    known = _noted(store)
+    for number, (key, config) in enumerate(wanted.items(), start=1):
+        which = f"reference {number} of {len(wanted)}" if len(wanted) > 1 else "reference"
+        record = ReferenceRecord.find(store.references, key)
+        progress.note(f"{which}: {'found' if record else 'training'} {key} …")
+        # Where it was found before, this network and this data were checked against each other.
+        if record is None or key not in known:
+            record = _ensured(spec, config, store, science)
+        progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision")
+        known[key] = dataclasses.asdict(record)
+        if len(wanted) > 1:
+            store.save_sweep(dataclasses.replace(store.sweep(), references=known))
+        else:
+            store.save_sweep(dataclasses.replace(store.sweep(), reference=known[key]))
+
+
+def _noted(store: SweepStore) -> dict[str, Mapping[str, Any]]:
+    """References that the sweep's record has already, by their keys."""
+    sweep = store.sweep()
+    return {**sweep.references, **({sweep.reference["key"]: sweep.reference} if sweep.reference else {})}
+
+
+def _ensured(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
+    try:
+        return _make_reference(spec, config, store, science)
+    except StoppedError:
+        raise
+    except Exception as error:
+        raise _reference_error(store, error) from None
 
 
 def _reference_error(store: SweepStore, error: Exception) -> BaseException:

@@ -30,7 +30,7 @@ from service.front import Front, find_front
 from service.mirror import BackgroundMirror, Tracker
 from service.orchestrate.cluster import connected
 from service.orchestrate.limits import STOPPED, SweepStopper, end_after
-from service.orchestrate.reference import StoppedError, prepare_reference
+from service.orchestrate.reference import StoppedError, prepare_references
 from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
 from service.orchestrate.worker import (
@@ -91,7 +91,7 @@ def run_sweep(
                 end = FINISHED
             else:
                 with connected(spec, address), _stopped_by_sigterm(store), progress_for(store) as progress:
-                    prepare_reference(spec, store, progress, science)
+                    prepare_references(spec, store, progress, science)
                     mirror.poke()
                     stopper = SweepStopper(spec, store, before_s=before_s, began=began)
                     end = _run_trials(spec, store, progress, mirror, science, stopper)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from service.estimate import recorded_hours
+from service.combinations import combinations, references, typical_config
+from service.estimate import estimates_of, recorded_hours
 from service.plan import (
+    Estimate,
     Plan,
     Span,
     as_json,
@@ -15,10 +18,10 @@ from service.plan import (
     duration,
     make_plan,
     trials_at_once,
-    typical_config,
 )
+from service.preflight import survey_all
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json
-from service.settings import ResourcesConfig
+from service.settings import ResourcesConfig, StorageConfig
 from service.spec import SweepSpec, load_spec
 from trainables import api
 from trainables.config import GmpqConfig
@@ -58,15 +61,10 @@ def spec_of(folder: Path, more: str = "", sweep: str = SWEEP) -> SweepSpec:
 
 
 def plan_of(spec: SweepSpec, *, cpus: float = 8, gpus: float = 0, hours: float = 2.0, reference: float = 0.0) -> Plan:
-    return make_plan(
-        spec,
-        SURVEY,
-        cpus=cpus,
-        gpus=gpus,
-        hours_per_trial=hours,
-        reference_hours=reference,
-        hours_from="measured on one step here",
-    )
+    estimates = [
+        Estimate(combination=one, survey=SURVEY, hours=hours, reference_hours=reference) for one in combinations(spec)
+    ]
+    return make_plan(spec, estimates, cpus=cpus, gpus=gpus, hours_from="measured on one step here")
 
 
 def test_hours_and_money_are_those_of_the_trials_and_the_reference(tmp_path: Path) -> None:
@@ -200,7 +198,7 @@ space:
 
 def recorded(storage: Path, name: str, spec: SweepSpec, hours: list[float], *, text: str | None = None) -> None:
     """A sweep of finished trials, as its storage has them."""
-    facts = {"network": spec.network.name, "method": spec.method_name}
+    facts = {"network": ", ".join(spec.names("network")), "method": spec.method_name}
     sweep = SweepRecord(name=name, spec_hash=spec.hash, facts=facts, total_trials=len(hours), created_ms=1)
     store = SweepStore.create(storage, sweep, spec_text=text if text is not None else spec.text)
     for number, spent in enumerate([*hours, 0.0]):
@@ -243,6 +241,56 @@ def test_hours_come_from_finished_trials_alike(tmp_path: Path) -> None:
     alike = SWEEP.replace("[0.01, 1.0]", "[0.1, 2.0]").replace("trials: 12", "trials: 40")
     recorded(storage, "second", spec_of(tmp_path / "specs", sweep=alike), [4.0, 4.0])
     assert recorded_hours(storage, spec) == (4.0, "from 5 trials of 2 sweeps, the last 'second'")
+
+
+SEVERAL = SWEEP.replace("network: {name: resnet8}\n", "").replace(
+    "space:\n", "space:\n  network.name: {choice: [resnet8, resnet20]}\n"
+)
+
+
+def test_several_networks_are_planned_by_their_shares_and_all_their_references(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "limits: {trial_time: 2h}\n", sweep=SEVERAL)
+    first, second = combinations(spec)
+    estimates = [
+        Estimate(combination=first, survey=SURVEY, hours=1.0, reference_hours=0.5),
+        Estimate(combination=second, survey=SURVEY, hours=3.0, reference_hours=1.5),
+    ]
+    plan = make_plan(spec, estimates, cpus=8, gpus=0, hours_from="measured on one step here")
+    assert (plan.hours_per_trial, plan.reference_hours) == (2.0, 2.0)
+    assert plan.device_hours == Span(12 * 2.0 + 2.0, 12 * 2.0 + 2.0)
+    assert plan.wall_hours.high == pytest.approx(2.0 + 2 * START + 12 * (2.0 + START))
+    # Half of the trials are of the network whose trials take too long.
+    assert plan.trials_within_limits == 6
+    assert plan.warnings == (
+        "limits.trial_time: the limit is 2h, but some trials take about 3 h: about 6 run to their end.",
+    )
+    text, content = as_text(plan), as_json(plan)
+    assert "12 of gmpq: resnet8, resnet20 on digits" in text
+    assert re.search("resnet20 on digits +2 searched, .* BOPs .G. 0.1 to 0.5, .*; a trial about 3 h", text)
+    assert "2 full-precision networks, about 2 h" in text
+    assert [(c["network"], c["hours_per_trial"]) for c in content["combinations"]] == [
+        ("resnet8", 1.0),
+        ("resnet20", 3.0),
+    ]
+    assert (content["network"], "reach" in content) == ("resnet8, resnet20", False)
+
+
+def test_a_reference_that_is_trained_or_shared_takes_no_hours(tmp_path: Path) -> None:
+    sweep = SEVERAL.replace("space:\n", "space:\n  network.stem_bits: {grid: [4, 8]}\n")
+    sweep = sweep.replace("image_size: 16", "image_size: 8, fraction: 0.2")
+    spec = spec_of(tmp_path, f"storage: {{path: {tmp_path}}}\n", sweep=sweep)
+    keys = list(references(spec))
+    folder = tmp_path / "references" / keys[1]
+    folder.mkdir(parents=True)
+    record = api.ReferenceRecord(key=keys[1], top1=1.0, device_hours=1.0, data_fingerprint="")
+    write_json(folder / "record.json", dataclasses.asdict(record))
+    estimates, hours_from = estimates_of(spec, survey_all(spec))
+    assert hours_from == "measured on one step here"
+    assert [one.combination.label for one in estimates if one.reference_hours] == [
+        "resnet8 on digits (network.stem_bits 4)"
+    ]
+    assert len(estimates) == 4
+    assert all(one.hours > 0 for one in estimates)
 
 
 def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
@@ -292,19 +340,12 @@ def test_times_are_told_in_two_units() -> None:
     assert list(told.values()) == ["1 s", "12 s", "1 min", "1 min 30 s", "1 h", "1 h", "1 h 24 min", "2 d 4 h"]
 
 
-def test_the_quickstart_is_planned_from_measured_steps() -> None:
+def test_the_quickstart_is_planned_from_measured_steps(tmp_path: Path) -> None:
     spec = load_spec(QUICKSTART)
-    config = typical_config(spec)
-    survey, times = api.survey(config), api.time_steps(config, threads=1)
-    plan = make_plan(
-        spec,
-        survey,
-        cpus=2,
-        gpus=0,
-        hours_per_trial=api.trial_hours(config, survey, times, workers=1),
-        reference_hours=api.reference_hours(config, survey, times, workers=1),
-        hours_from="measured on one step here",
-    )
+    spec = dataclasses.replace(spec, storage=StorageConfig(path=str(tmp_path)))
+    estimates, hours_from = estimates_of(spec, survey_all(spec))
+    plan = make_plan(spec, estimates, cpus=2, gpus=0, hours_from=hours_from)
+    assert hours_from == "measured on one step here"
     assert (plan.concurrency, plan.warnings, plan.problems) == (2, (), ())
     assert 0 < plan.reference_hours < plan.device_hours.high < 1
     assert plan.wall_hours.high < plan.device_hours.high

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from service.preflight import check, check_survey
+from service.combinations import Surveyed, combinations
+from service.preflight import check, check_survey, survey_all
 from service.records import SweepRecord, SweepStore
 from service.spec import SweepSpec, load_spec
 from trainables import api
+from trainables import survey as survey_module
 from trainables.errors import ConfigError, SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +44,14 @@ def spec_of(folder: Path, *changes: tuple[str, str]) -> SweepSpec:
 _surveys: dict[str, api.Survey] = {}
 
 
-def survey_of(spec: SweepSpec) -> api.Survey:
+def survey_of(spec: SweepSpec) -> Surveyed:
     """Surveys read the data and build the network; most sweeps here differ in what is not surveyed."""
-    config = spec.trial_config(spec.example_settings())
-    if repr(config) not in _surveys:
-        _surveys[repr(config)] = api.survey(config)
-    return _surveys[repr(config)]
+    found = []
+    for one in combinations(spec):
+        if repr(one.config) not in _surveys:
+            _surveys[repr(one.config)] = api.survey(one.config)
+        found.append((one, _surveys[repr(one.config)]))
+    return found
 
 
 def problems(spec: SweepSpec) -> list[str]:
@@ -94,6 +98,117 @@ def test_what_no_policy_and_no_map_can_do_is_found_at_its_place(
     assert len(found) == 1
     assert found[0].startswith(f"{place}: ")
     assert message in found[0]
+
+
+BUDGETS = [
+    # limits, line:column, message
+    ("bops_g: 0.001", "16:18", "bops_g: no policy keeps 0.001: with the widths offered it is at least 0.01"),
+    ("bops_paper_g: 0.012", "16:24", "bops_paper_g: no policy keeps 0.012: with the widths offered it is at least"),
+    ("compression: 200", "16:23", "compression: no policy keeps 200: with the widths offered it is at most 16"),
+    ("bops_g: 9, storage_mb: 0.01", "16:33", "storage_mb: no policy keeps 0.01: "),
+    (
+        "mean_weight_bits: 2",
+        "16:28",
+        "mean_weight_bits: no policy keeps 2: with the widths offered it is at least 2.08",
+    ),
+]
+
+
+@pytest.mark.parametrize(("budget", "place", "message"), BUDGETS)
+def test_a_budget_that_no_policy_keeps_is_found_at_its_place(
+    tmp_path: Path, budget: str, place: str, message: str
+) -> None:
+    found = problems(spec_of(tmp_path, ("trials: 4\n", f"trials: 4\nbudget: {{{budget}}}\n")))
+    assert len(found) == 1
+    assert found[0].startswith(f"{place}: budget.{message}")
+
+
+def test_a_budget_at_the_floor_that_an_error_names_can_be_kept(tmp_path: Path) -> None:
+    for budget in ("bops_g: 1e-5", "bops_paper_g: 1e-5", "compression: 9999", "storage_mb: 1e-5"):
+        found = problems(spec_of(tmp_path, ("trials: 4\n", f"trials: 4\nbudget: {{{budget}}}\n")))
+        floor = f"{budget.split(':')[0]}: {found[0].rsplit(' ', 1)[1]}"
+        spec = spec_of(tmp_path, ("trials: 4\n", f"trials: 4\nbudget: {{{floor}}}\n"))
+        check_survey(spec, survey_of(spec))
+
+
+SEVERAL = """\
+name: several
+network: {stem_bits: 8}
+data: {name: digits}
+reference: {epochs: 2}
+method: {name: rgmpq, zeta: 0.1, eta: 1.0}
+finetune: {epochs: 2}
+space:
+  network.name: {choice: [resnet8, resnet20]}
+  data.image_size: {grid: [8, 16]}
+  budget.bops_g: {choice: [0.04, 2.0], when: {network.name: resnet20}}
+trials: 4
+"""
+
+
+def several(folder: Path, *changes: tuple[str, str]) -> SweepSpec:
+    text = SEVERAL
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (folder / "s.yaml").write_text(text)
+    return load_spec(folder / "s.yaml")
+
+
+def test_each_combination_is_looked_at_and_named(tmp_path: Path) -> None:
+    spec = several(tmp_path, ("trials: 4", "trials: 4\nconstraints: [storage_mb <= 0.04]"))
+    found = problems(spec)
+    # resnet20 has three times the weights; at 16 pixels it costs four times as much as at 8.
+    assert [line.split(": with")[0] for line in found] == [
+        "10:28: budget.bops_g: no policy of resnet20 on digits (data.image_size 16) keeps 0.04",
+        "12:15: constraints: no policy of resnet20 on digits (data.image_size 16) keeps 'storage_mb <= 0.04'",
+        "12:15: constraints: no policy of resnet20 on digits (data.image_size 8) keeps 'storage_mb <= 0.04'",
+    ]
+
+
+def test_a_map_of_some_combination_may_have_the_pixels_that_are_ranked(tmp_path: Path) -> None:
+    spec = several(tmp_path, ("[0.04, 2.0]", "[2.0]"), ("zeta: 0.1", "zeta: 0.1, top_k: 256"))
+    check_survey(spec, survey_of(spec))
+    found = problems(several(tmp_path, ("[0.04, 2.0]", "[2.0]"), ("zeta: 0.1", "zeta: 0.1, top_k: 257")))
+    assert len(found) == 1
+    assert found[0].startswith("5:41: method.top_k: 257 pixels are to be ranked, but the attribution maps have 256")
+
+
+def test_combinations_of_one_data_set_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = survey_module.load_data
+    monkeypatch.setattr(survey_module, "load_data", lambda config: read.append(config) or original(config))
+    spec = several(tmp_path)
+    surveyed = survey_all(spec)
+    assert [config.image_size for config in read] == [8, 16]
+    assert [(one.config.network.name, one.config.data.image_size) for one, _ in surveyed] == [
+        ("resnet8", 8), ("resnet8", 16), ("resnet20", 8), ("resnet20", 16)
+    ]  # fmt: skip
+    assert [survey.map_pixels["input"] for _, survey in surveyed] == [64, 256, 64, 256]
+    assert [len(survey.searched) for _, survey in surveyed] == [8, 8, 20, 20]
+
+
+def test_every_data_set_that_is_missing_is_told_where_it_is_named(tmp_path: Path) -> None:
+    spec = several(
+        tmp_path,
+        ("name: digits}", "image_size: 8, root: nowhere}"),
+        (
+            "  data.image_size: {grid: [8, 16]}\n",
+            "  data.name: {choice: [digits, cifar10, cifar100]}\n  data.root: {fixed: '', when: {data.name: digits}}\n",
+        ),
+        ("trials: 4", f"trials: 4\nstorage: {{path: {tmp_path}}}"),
+    )
+    with pytest.raises(SpecError) as caught:
+        check(spec)
+    lines = [line.split("s.yaml:", 1)[1] for line in str(caught.value).splitlines()]
+    assert [line.split(" nowhere/")[0] for line in lines] == [
+        "3:29: cifar10 is not complete in nowhere; missing:",
+        "3:29: cifar100 is not complete in nowhere; missing:",
+    ]
+    spec = several(tmp_path, ("name: digits}", "image_size: 8}"),
+                   ("data.image_size: {grid: [8, 16]}", "data.name: {choice: [digits, cifar10]}"))  # fmt: skip
+    with pytest.raises(SpecError, match=r"s\.yaml:9:32: data\.root is missing: 'cifar10' needs the folder that holds"):
+        check(spec)
 
 
 def test_all_is_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:

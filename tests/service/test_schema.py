@@ -61,6 +61,11 @@ def test_the_readmes_sweep_is_right_by_the_schema() -> None:
         ("{int: [6, 16]}", "{int: [6, 16], when: {}}"),
         ("seed: 0\n\nresources", "objectives: [top2]\nresources"),
         ("network:\n", "base: other.yaml\nnetwork:\n  nam: x\n"),
+        ("network:\n", "smoke: {netwrok: {name: resnet8}}\nnetwork:\n"),
+        ("network:\n", "smoke: {trials: few}\nnetwork:\n"),
+        ("network:\n", "smoke: {name: short}\nnetwork:\n"),
+        ("  name: resnet8 ", "  tie_residuals: true "),
+        ("network:\n", "budget: {bops: 7}\nnetwork:\n"),
     ],
 )
 def test_what_is_misspelt_is_wrong_by_the_schema(old: str, new: str) -> None:
@@ -74,6 +79,14 @@ def test_what_is_misspelt_is_wrong_by_the_schema(old: str, new: str) -> None:
         ("trials: 12", "sampler: {name: grid}"),
         ("{int: [6, 16]}", "{grid: [6, 1e1], when: {method.capacity: [12.0, 24.0]}}"),
         ("{int: [6, 16]}", "{fixed: 6, when: {method.capacity: 12.0}}"),
+        ("network:\n", "smoke: {data: {root: ''}, trials: 2, space: {method.eta: {fixed: 1.0}}}\nnetwork:\n"),
+        ("network:\n", "smoke: {method: {epochs: 1}}\nnetwork:\n"),
+        ("network:\n", "budget: {bops_g: 7.2}\nnetwork:\n"),
+        ("  name: resnet8 ", "  name: my_networks:small "),
+        (
+            "  method.top_k: {int: [6, 16]}",
+            "  data.fraction: {grid: [0.5, 1]}\n  budget.compression: {uniform: [90, 99]}",
+        ),
     ],
 )
 def test_what_the_grammar_offers_is_right_by_the_schema(old: str, new: str) -> None:
@@ -81,10 +94,16 @@ def test_what_the_grammar_offers_is_right_by_the_schema(old: str, new: str) -> N
     assert mistakes(text.replace(old, new)) == []
 
 
+def test_a_name_may_stand_in_the_space_instead() -> None:
+    text = GOOD.replace("  name: resnet8 ", "  stem_bits: 4 ").replace("  stem_bits: 8", "  tie_residuals: false")
+    assert mistakes(text) != []
+    assert mistakes(text.replace("space:", "space:\n  network.name: {choice: [resnet8, resnet20]}\n#")) == []
+
+
 def test_what_the_docs_show_is_right_by_the_schema() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
-    assert [mistakes(block if "base:" in block else f"base: other.yaml\n{block}") for block in blocks] == [[], []]
+    assert len(blocks) == 4
+    assert [mistakes(block if "base:" in block else f"base: other.yaml\n{block}") for block in blocks] == [[]] * 4
 
 
 def test_it_is_made_without_anything_heavy() -> None:

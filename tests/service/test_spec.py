@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from service.combinations import budgets, combinations, references
 from service.settings import ScheduleConfig, next_launches
 from service.space import is_active, points
 from service.spec import SweepSpec, differences, load_spec
@@ -128,6 +129,119 @@ def test_differences_are_told_by_their_settings(load: Load) -> None:
         'space.method.zeta: {"choice": [0.1, 0.2]} -> {"uniform": [0.0, 1.0]}',
     ]
     assert differences(old, old) == []
+
+
+VARIED = """\
+name: varied
+network: {tie_residuals: true}
+data: {image_size: 16, root: "there"}
+reference: {epochs: 2}
+method: {name: rgmpq, eta: 1.0}
+finetune: {epochs: 1}
+space:
+  method.zeta: {loguniform: [0.1, 1.0]}
+  network.name: {choice: [resnet8, resnet20]}
+  data.name: {choice: [digits, cifar10]}
+  data.root: {fixed: "", when: {data.name: digits}}
+  data.fraction: {grid: [0.5, 1]}
+  budget.bops_g: {uniform: [0.5, 2.0], when: {network.name: resnet20}}
+  budget.storage_mb: {fixed: 4, when: {data.name: cifar10}}
+trials: 8
+"""
+
+
+def test_a_space_varies_network_data_and_budget(load: Load) -> None:
+    spec = load(VARIED)
+    settings = {
+        "method.zeta": 0.3, "network.name": "resnet20", "data.name": "digits", "data.root": "", "data.fraction": 0.5,
+        "budget.bops_g": 0.7,
+    }  # fmt: skip
+    config = spec.trial_config(settings)
+    assert (config.network.name, config.network.tie_residuals) == ("resnet20", True)
+    assert (config.data.name, config.data.root, config.data.fraction, config.data.image_size) == ("digits", "", 0.5, 16)
+    assert config.budget.limits == {"bops_g": 0.7}
+    other = spec.trial_config({"method.zeta": 0.3, "network.name": "resnet8", "data.name": "cifar10",
+                               "data.fraction": 1.0, "budget.storage_mb": 4.0})  # fmt: skip
+    assert (other.data.root, other.budget.limits) == ("there", {"storage_mb": 4.0})
+    assert (spec.names("network"), spec.names("data")) == (("resnet8", "resnet20"), ("digits", "cifar10"))
+
+
+def test_what_the_space_gives_is_in_the_identity_once(load: Load) -> None:
+    spec = load(VARIED)
+    assert spec.identity == json.loads(json.dumps(spec.identity))
+    assert "name" not in spec.identity["network"]
+    assert "name" not in spec.identity["data"]
+    # Where a condition does not hold, the section's value or the default.
+    assert (spec.identity["data"]["root"], spec.identity["budget"]["storage_mb"]) == ("there", 0.0)
+    other = [
+        ('root: "there"', "root: here"),
+        ("[resnet8, resnet20]", "[resnet20, resnet8]"),
+        ("grid: [0.5, 1]", "grid: [0.5]"),
+        ("[0.5, 2.0]", "[0.5, 2.5]"),
+        ("tie_residuals: true", "tie_residuals: false"),
+        ("trials: 8", "trials: 8\nbudget: {compression: 60}"),
+    ]
+    assert len({spec.hash, *(load(VARIED.replace(old, new)).hash for old, new in other)}) == 1 + len(other)
+
+
+def test_every_network_with_every_data_set_that_can_meet_is_a_combination(load: Load) -> None:
+    found = combinations(load(VARIED))
+    assert [(c.config.network.name, c.config.data.name, c.config.data.fraction) for c in found] == [
+        (network, data, fraction)
+        for network in ("resnet8", "resnet20") for data in ("digits", "cifar10") for fraction in (0.5, 1.0)
+    ]  # fmt: skip
+    assert [c.share for c in found] == [1 / 8] * 8
+    assert found[0].label == "resnet8 on digits (data.fraction 0.5)"
+    assert [c.config.data.root for c in found[:4]] == ["", "", "there", "there"]
+    assert sorted(references(load(VARIED))) == sorted({c.config.reference_key for c in found})
+    alone = combinations(load(GOOD))
+    assert [(c.label, c.share) for c in alone] == [("resnet8 on digits", 1.0)]
+
+
+def test_a_reference_is_one_for_all_trials_of_a_network_and_a_data_set(load: Load) -> None:
+    spec = load(VARIED.replace("fraction: {grid: [0.5, 1]}", "loader_workers: {grid: [0, 1]}"))
+    assert len(combinations(spec)) == 8
+    assert len(references(spec)) == 4
+    assert [config.reference_key for config in references(spec).values()] == list(references(spec))
+
+
+def test_a_grid_reaches_the_combinations_of_the_points_that_it_tries(load: Load) -> None:
+    text = VARIED.replace("loguniform: [0.1, 1.0]", "grid: [0.1, 1.0]").replace("uniform: [0.5, 2.0]", "grid: [1, 2]")
+    grid = text.replace("trials: 8", "sampler: {name: grid}")
+    # resnet20 has a budget of two values.
+    assert [round(c.share * 24, 9) for c in combinations(load(grid))] == [2, 2, 2, 2, 4, 4, 4, 4]
+    few = combinations(load(grid.replace("sampler:", "trials: 3\nsampler:")))
+    assert [c.label for c in few] == [
+        "resnet8 on digits (data.fraction 0.5)", "resnet8 on digits (data.fraction 1.0)",
+        "resnet8 on cifar10 (data.fraction 0.5)",
+    ]  # fmt: skip
+
+
+def test_too_many_combinations_are_refused(load: Load) -> None:
+    spec = load(VARIED.replace("data.fraction: {grid: [0.5, 1]}", "network.stem_bits: {int: [2, 16]}\n"
+                               "  network.head_bits: {int: [2, 16]}"))  # fmt: skip
+    with pytest.raises(SpecError, match=r"s\.yaml:8:3: space: 900 combinations of network and data; .* at most 200"):
+        combinations(spec)
+
+
+def test_budgets_are_those_of_both_ends_with_each_combination(load: Load) -> None:
+    text = VARIED.replace("  data.fraction: {grid: [0.5, 1]}\n", "")
+    found = [(c.network.name, c.data.name, c.budget.limits) for c, _ in budgets(load(text))]
+    assert found == [
+        ("resnet8", "digits", {}), ("resnet8", "cifar10", {"storage_mb": 4.0}),
+        ("resnet20", "digits", {"bops_g": 0.5}), ("resnet20", "digits", {"bops_g": 2.0}),
+        ("resnet20", "cifar10", {"bops_g": 0.5, "storage_mb": 4.0}),
+        ("resnet20", "cifar10", {"bops_g": 2.0, "storage_mb": 4.0}),
+    ]  # fmt: skip
+
+
+def test_a_setting_stands_where_the_trial_has_it_from(load: Load) -> None:
+    spec = load(VARIED)
+    assert spec.place(spec.path_of("data.name", {"data.name": "cifar10"})).endswith("s.yaml:10:32")
+    assert spec.place(spec.path_of("data.root", {"data.name": "cifar10"})).endswith("s.yaml:3:30")
+    assert spec.place(spec.path_of("data.fraction", {"data.fraction": 1.0})).endswith("s.yaml:12:31")
+    assert spec.place(spec.path_of("data.root", {"data.root": ""})).endswith("s.yaml:11:14")
+    assert spec.place(spec.path_of("budget.bops_g", {"budget.bops_g": 0.5})).endswith("s.yaml:13:18")
 
 
 def test_launches_follow_the_clock_of_their_time_zone() -> None:

@@ -1,6 +1,7 @@
 """Bases, settings of the command line and secrets: what lies above wins, and an error says whose value it is."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def reread(spec: SweepSpec, folder: Path) -> SweepSpec:
 
 def test_mappings_are_merged_and_all_else_is_replaced(child: Path) -> None:
     spec = load_spec(child)
-    assert (spec.name, spec.trials, spec.data.image_size) == ("above", 8, 16)
+    assert (spec.name, spec.trials, spec.fixed["data"]["image_size"]) == ("above", 8, 16)
     assert spec.fixed["method"] == {"eta": 1e-05, "weight_bits": [3]}
-    assert spec.network.pinned == {"*.conv1": 4, "*.conv2": 8}
+    assert spec.fixed["network"]["pinned"] == {"*.conv1": 4, "*.conv2": 8}
     assert spec.tags == {"team": "1e-3", "goal": "small"}
 
 
@@ -95,7 +96,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_its_base(child: P
     assert spec.identity["space"]["method.top_k"] == {"choice": [5]}
     assert spec.trials == 3
     # What is set is set whole: nothing of the file's network is left.
-    assert (spec.network.name, spec.network.pinned) == ("resnet20", {})
+    assert spec.fixed["network"] == {"name": "resnet20"}
 
 
 def test_the_last_of_two_equal_settings_wins(child: Path) -> None:
@@ -138,7 +139,7 @@ def test_bases_may_have_bases_in_other_folders(child: Path, tmp_path: Path) -> N
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "top.yaml").write_text("base: ../above.yaml\ntrials: 2\n")
     spec = load_spec(tmp_path / "deep" / "top.yaml")
-    assert (spec.name, spec.trials, spec.data.image_size) == ("above", 2, 16)
+    assert (spec.name, spec.trials, spec.fixed["data"]["image_size"]) == ("above", 2, 16)
 
 
 def test_a_value_replaced_above_says_nothing_of_the_one_below(child: Path) -> None:
@@ -171,6 +172,110 @@ def test_a_secret_comes_from_the_environment_and_is_never_kept(
     monkeypatch.setenv("WHO", "")
     with pytest.raises(SpecError, match=r"plain\.yaml:12:17: tracking\.uri: the environment variable 'WHO' is not set"):
         load_spec(tmp_path / "plain.yaml")
+
+
+SMOKE = """\
+smoke:
+  data: {image_size: 8}
+  method: {epochs: 1}
+  space:
+    method.zeta: {grid: [0.1, 0.2]}
+  sampler: {name: grid}
+  trials: 2
+"""
+
+
+def test_a_smoke_run_is_the_sweep_with_its_profile_above(child: Path, tmp_path: Path) -> None:
+    child.write_text(CHILD + SMOKE)
+    spec, smoke = load_spec(child), load_spec(child, smoke=True)
+    assert (spec.name, spec.trials, spec.fixed["data"]["image_size"]) == ("above", 8, 16)
+    assert (smoke.name, smoke.trials, smoke.fixed["data"]["image_size"]) == ("above-smoke", 2, 8)
+    assert smoke.fixed["method"] == {"eta": 1e-05, "weight_bits": [3], "epochs": 1}
+    # Its space is the whole space: what makes no sense in a short run is gone.
+    assert list(smoke.space) == ["method.zeta"]
+    assert list(spec.space) == ["method.zeta", "method.capacity", "method.top_k"]
+
+
+def test_what_is_kept_of_a_smoke_run_is_what_ran(child: Path, tmp_path: Path) -> None:
+    for path, text in ((child, CHILD + SMOKE), (tmp_path / "alone.yaml", BASE + SMOKE)):
+        path.write_text(text)
+        smoke = load_spec(path, smoke=True)
+        assert smoke.text.splitlines()[0].endswith(f"{path}, --smoke")
+        assert "smoke:" not in smoke.text
+        assert reread(smoke, tmp_path) == smoke
+        assert reread(load_spec(path), tmp_path) == load_spec(path)
+
+
+def test_a_base_may_carry_the_profile_and_its_heir_changes_it(child: Path) -> None:
+    child.with_name("below.yaml").write_text(BASE + SMOKE)
+    assert list(load_spec(child, smoke=True).space) == ["method.zeta"]
+    child.write_text(CHILD + "smoke: {method: {epochs: 3}, space: {method.eta: {fixed: 2}, method.zeta: {fixed: 1}}}\n")
+    child.write_text(child.read_text().replace("method: {eta: 1e-05, ", "method: {").replace("[3]}\n", "[3]}\n", 1))
+    child.with_name("below.yaml").write_text(
+        (BASE + SMOKE).replace("eta: 1.0, ", "").replace("trials: 2\n", "trials: 1\n")
+    )
+    child.write_text(child.read_text().replace("space:\n", "space:\n  method.eta: {fixed: 1.0}\n", 1))
+    smoke = load_spec(child, smoke=True)
+    assert (list(smoke.space), smoke.fixed["method"]["epochs"], smoke.trials) == (["method.eta", "method.zeta"], 3, 1)
+    assert smoke.fixed["data"]["image_size"] == 8
+
+
+def test_the_command_line_lies_above_the_profile(child: Path) -> None:
+    child.write_text(CHILD + SMOKE)
+    smoke = load_spec(child, ["method.epochs=4", "name=other", "trials=1"], smoke=True)
+    assert (smoke.name, smoke.fixed["method"]["epochs"], smoke.trials) == ("other-smoke", 4, 1)
+
+
+def test_a_file_without_a_profile_has_no_smoke_run(child: Path) -> None:
+    with pytest.raises(SpecError, match=r"above\.yaml:1:1: --smoke: the file has no profile; say what a short run"):
+        load_spec(child, smoke=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "message"),
+    [
+        ("epochs: 1", "epochs: 0", "11:20", "with --smoke: method.epochs is 0; give a positive number"),
+        ("epochs: 1", "epoch: 1", "11:12", "with --smoke: method.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("grid: [0.1, 0.2]", "int: [2, 1]", "13:18", "with --smoke: space.method.zeta: int: low 2 is not below high 1"),
+        ("trials: 2", "trials: 3", "15:11", "with --smoke: trials is 3, but the grid has 2 points"),
+        ("trials: 2", "trials: 2\n  tirals: 2", "16:3", "with --smoke: unknown key 'tirals'; did you mean 'trials'?"),
+        ("trials: 2", "name: short", "15:9", "smoke.name: a smoke run has the sweep's name with '-smoke' behind it"),
+        ("trials: 2", "smoke: {}", "15:10", "smoke.smoke: a profile has none of its own; leave it out"),
+        ("trials: 2", "base: x.yaml", "15:9", "smoke.base: a profile is based on the rest of its file"),
+        ("trials: 2", "trials: 2\n  trials: 3", "16:3", "smoke.trials: the key stands twice; keep one"),
+        (
+            "trials: 2",
+            "trials: 2\n  description: '${HOME}'",
+            "16:16",
+            "with --smoke: description: found '${HOME}'; environment",
+        ),
+        ("trials: 2", "trials:", "15:10", "smoke.trials: has no value; give one or leave the key out"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_found_at_its_place_without_smoke_too(
+    child: Path, old: str, new: str, place: str, message: str
+) -> None:
+    child.write_text(CHILD + SMOKE.replace(old, new))
+    with pytest.raises(SpecError) as caught:
+        load_spec(child)
+    assert str(caught.value).splitlines()[0].startswith(f"{child}:{place}: {message}"), caught.value
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(SpecError, match=re.escape(f"{child}:{place}: {message.removeprefix('with --smoke: ')}")):
+        load_spec(child, smoke=True)
+
+
+def test_a_mistake_of_both_is_told_once(child: Path) -> None:
+    child.write_text(CHILD.replace("1e-05", "much") + SMOKE)
+    with pytest.raises(SpecError) as caught:
+        load_spec(child)
+    assert str(caught.value).splitlines() == [f"{child}:3:15: method.eta: found 'much'; expected a number"]
+
+
+def test_a_setting_for_this_run_need_not_suit_the_profile(child: Path) -> None:
+    child.write_text(CHILD + SMOKE)
+    assert load_spec(child, ["trials=30"]).trials == 30
+    with pytest.raises(SpecError, match=r"--set smoke\.trials=1: the profile stands in the file; set the key itself"):
+        load_spec(child, ["smoke.trials=1"])
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

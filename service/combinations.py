@@ -1,0 +1,142 @@
+"""The combinations of network, data and budget that a sweep's trials can have: each is checked, counted, prepared.
+
+One where the space varies none of them. A sampler that draws can reach all; a grid reaches those of its first points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from service.space import Choice, Conditional, Domain, Float, Int, Scalar, example, points, range_of
+from service.spec import SweepSpec
+from service.varied import SUBJECTS
+from trainables.api import Survey
+from trainables.config import TrialConfig
+from trainables.errors import ConfigError
+
+_STARTS = tuple(f"{place}." for place in SUBJECTS)
+MAX_COMBINATIONS = 200
+"""Of networks and data sets: each is trained, counted and timed before the first trial."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Combination:
+    """A network with a data set, as some of a sweep's trials have them."""
+
+    config: TrialConfig
+    """With all other settings in the middle of the space: what the hours of a trial are estimated for."""
+    share: float
+    """Of the sweep's trials, as far as that is known before: of a grid its points, otherwise equal shares."""
+    settings: Mapping[str, Scalar]
+    """What the space gives network and data, and what that depends on."""
+
+    @property
+    def label(self) -> str:
+        """As people read it: resnet8 on digits; with what else the space gives it."""
+        shown = [name for name in self.settings if name.startswith(_STARTS) and not name.endswith((".name", ".root"))]
+        rest = [f"{name} {self.settings[name]}" for name in shown]
+        return f"{self.config.network.name} on {self.config.data.name}" + (f" ({', '.join(rest)})" if rest else "")
+
+
+def subject(config: TrialConfig) -> str:
+    """What tells a combination from others: all that is said of its network and its data."""
+    return repr((config.network, config.data))
+
+
+Surveyed = Sequence[tuple[Combination, Survey]]
+"""Every combination that a sweep can reach, with what is counted of it."""
+
+
+def combinations(spec: SweepSpec) -> list[Combination]:
+    """In the order of the space, its last entry changing fastest; at least one. Raises SpecError for too many."""
+    found: dict[str, Combination] = {}
+    reached = _reached(spec, SUBJECTS)
+    if len(reached) > MAX_COMBINATIONS:
+        raise spec.refuse(
+            ("space",),
+            f"space: {len(reached)} combinations of network and data; each has its full-precision reference, which is "
+            f"trained before the first trial; give at most {MAX_COMBINATIONS}",
+        )
+    trials = sum(number for _, number in reached)
+    for settings, number in reached:
+        config = _typical(spec, settings)
+        one = found.setdefault(subject(config), Combination(config=config, share=0.0, settings=settings))
+        found[subject(config)] = dataclasses.replace(one, share=one.share + number / trials)
+    return list(found.values())
+
+
+def references(spec: SweepSpec) -> dict[str, TrialConfig]:
+    """A trial's settings for each full-precision reference that the sweep can need, by the references' keys."""
+    found: dict[str, TrialConfig] = {}
+    for one in combinations(spec):
+        found.setdefault(one.config.reference_key, one.config)
+    return found
+
+
+def budgets(spec: SweepSpec) -> list[tuple[TrialConfig, Mapping[str, Scalar]]]:
+    """A trial's settings, and what the space gives them, for each budget on each combination; of ranges both ends."""
+    return [(_typical(spec, settings), settings) for settings, _ in _reached(spec, (*SUBJECTS, "budget"))]
+
+
+def typical_config(spec: SweepSpec) -> TrialConfig:
+    """The settings in the middle of the space."""
+    return _typical(spec, {name: _middle(domain) for name, domain in spec.space.items()})
+
+
+def _reached(spec: SweepSpec, sections: Sequence[str]) -> list[tuple[dict[str, Scalar], int]]:
+    """Settings of these sections, with those that they depend on, and how many points of a grid have them."""
+    wanted = _with_parents(spec.space, tuple(f"{place}." for place in sections))
+    space = {name: _finite(domain) for name, domain in spec.space.items() if name in wanted}
+    try:
+        found = points(spec.space)[: spec.trials] if spec.sampler.name == "grid" else points(space)
+    except ConfigError as error:
+        raise spec.refuse(("space", str(error).split(": ")[0]), f"space.{error}") from None
+    count = Counter(tuple((name, value) for name, value in point.items() if name in wanted) for point in found)
+    return [(dict(settings), number) for settings, number in count.items()]
+
+
+def _with_parents(space: Mapping[str, Domain], starts: tuple[str, ...]) -> set[str]:
+    """Entries whose names start so, and all that their conditions name."""
+    wanted = {name for name in space if name.startswith(starts)}
+    for name, domain in reversed(list(space.items())):
+        if name in wanted and isinstance(domain, Conditional):
+            wanted |= {parent for parent, _ in domain.when}
+    return wanted
+
+
+def _finite(domain: Domain) -> Domain:
+    """A continuous range by its ends: what both can keep, all between can."""
+    plain = range_of(domain)
+    if not isinstance(plain, Float):
+        return domain
+    ends = Choice(plain.examples())
+    return Conditional(ends, domain.when) if isinstance(domain, Conditional) else ends
+
+
+def _typical(spec: SweepSpec, chosen: Mapping[str, Scalar]) -> TrialConfig:
+    """A trial with these settings, all others in the middle."""
+    middles = {name: _middle(domain) for name, domain in spec.space.items()}
+    try:
+        return spec.trial_config(example(spec.space, {**middles, **chosen}))
+    except ConfigError:
+        # The middles of two settings may not go together; the examples do.
+        return spec.trial_config(example(spec.space, chosen))
+
+
+def _middle(domain: Domain) -> Scalar:
+    match range_of(domain):
+        case Int() as found:
+            return (found.low + found.high) // 2
+        case Float() as found:
+            return math.sqrt(found.low * found.high) if found.log else (found.low + found.high) / 2
+        case Choice() as found:
+            numbers = [v for v in found.values if isinstance(v, int | float) and not isinstance(v, bool)]
+            return statistics.median_low(numbers) if len(numbers) == len(found.values) else found.values[0]
+        case _ as unknown:
+            assert_never(unknown)
