@@ -12,13 +12,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any, ClassVar, Literal
 
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, InfeasibleBudgetError
 
 QuantizerName = Literal["pact", "hwgq"]
 Resolution = Literal["native", "input"]
 Augment = Literal["none", "flip", "crop-flip", "resized-crop-flip"]
+Concavity = Literal["sqrt", "linear", "square"]
+Form = Literal["paper", "release"]
+TargetClass = Literal["label", "argmax"]
 Imitation = Literal["capacity", "dynamic"]
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -182,11 +186,11 @@ class GmpqConfig(SupernetConfig):
     """Maps are compared as the network makes them, or upsampled bilinearly to the image's size."""
     p: float = 0.0
     """Concentration of the target map (eq. 9); 0: from the capacity (eq. 10)."""
-    concavity: Literal["sqrt", "linear", "square"] = "linear"
+    concavity: Concavity = "linear"
     """How concentration follows the capacity: eq. 10, or one of eq. 16."""
-    form: Literal["paper", "release"] = "paper"
+    form: Form = "paper"
     """`paper`: sum of squares of maps that sum to 1 (eq. 9); `release`: mean of squares of maps of unit length."""
-    target_class: Literal["label", "argmax"] = "label"
+    target_class: TargetClass = "label"
     """Class whose attribution is compared: the label's, or the one that each network believes in."""
     quantizer: QuantizerName = "pact"
 
@@ -263,6 +267,35 @@ class BudgetConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value}
 
+    def broken(self, costs: Mapping[str, float]) -> list[str]:
+        """The limits that these costs break; the cost as reported counts, and an equal one is kept."""
+        return [
+            name
+            for name, limit in self.limits.items()
+            if (costs[name] < limit if name in AT_LEAST else costs[name] > limit)
+        ]
+
+    def check_floor(self, costs: Mapping[str, float]) -> None:
+        """Raises InfeasibleBudgetError for limits that the costs of the smallest widths break."""
+        problems = {name: _infeasible(name, self.limits[name], costs[name]) for name in self.broken(costs)}
+        if problems:
+            raise InfeasibleBudgetError(problems)
+
+
+AT_LEAST = ("compression",)
+"""Costs of which a budget names the least; of the others it names the most."""
+
+
+def _infeasible(name: str, limit: float, reached: float) -> str:
+    # Rounded so that the number that is named can be kept.
+    context = Context(prec=4, rounding=ROUND_FLOOR if name in AT_LEAST else ROUND_CEILING)
+    floor = f"{context.create_decimal(repr(reached)).normalize():f}"
+    return (
+        f"budget.{name} is {limit:g}, but with the smallest widths everywhere {name} is still {floor}: give "
+        f"{'at most' if name in AT_LEAST else 'at least'} {floor}, offer smaller widths (method.weight_bits, "
+        f"method.act_bits) or pin fewer layers and to fewer bits (network)."
+    )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig:
@@ -311,6 +344,13 @@ class TrialConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method.barrier and not self.budget.limits:
+            raise ConfigError(
+                f"method.barrier is {self.method.barrier:g}, but there is no budget that it could stand at; "
+                f"set a limit under budget, or leave the barrier out."
+            )
 
     @property
     def reference_key(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class BitfrontError(Exception):
@@ -12,6 +12,18 @@ class BitfrontError(Exception):
 
 class ConfigError(BitfrontError, ValueError):
     """A setting that cannot work: what was found, and what would be right."""
+
+
+class InfeasibleBudgetError(ConfigError):
+    """Limits that no policy keeps."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        """`problems`: for each such limit what it is, the floor, and the fix."""
+        super().__init__(dict(problems))
+        self.problems = dict(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems.values())
 
 
 class DataMissingError(BitfrontError):

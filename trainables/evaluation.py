@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables.attribution import Attribution, entropy, random_rank_difference, rank_difference, upsample
 from trainables.config import EvaluationConfig
+from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.training import Batches
 
@@ -40,25 +42,29 @@ class AttributionScore:
 
 
 def compare_attribution(
-    quantized: nn.Module, reference: nn.Module, batches: Batches, workers: Workers, config: EvaluationConfig
+    quantized: nn.Module,
+    theirs_of: Callable[[Batch], Tensor],
+    batches: Batches,
+    workers: Workers,
+    config: EvaluationConfig,
 ) -> AttributionScore:
-    """ARD and entropy of `quantized` (frozen here, in place) for the label's class."""
-    first_images = next(iter(batches)).images[:8].to(workers.device)
-    taps = []
-    for net in (quantized, reference):
-        net.eval().requires_grad_(False)
-        taps.append((Attribution(net, first_images), net))
+    """ARD and entropy of `quantized` (frozen here, in place) for the label's class.
+
+    `theirs_of` tells the reference's maps [N, h, w] of a batch, as its network makes them.
+    """
+    quantized.eval().requires_grad_(False)
+    tap = Attribution(quantized, next(iter(batches)).images[:8].to(workers.device))
     sums, pixels = torch.zeros(3, dtype=torch.float64), 0
-    for batch in batches:
-        images, labels, _, _ = batch.to(workers.device)
-        ours, theirs = (tap.observe(net, images, labels).maps for tap, net in taps)
+    for loaded in batches:
+        batch = loaded.to(workers.device)
+        images, labels = batch.images, batch.labels
+        ours, theirs = tap.observe(quantized, images, labels).maps, theirs_of(batch)
         if config.resolution == "input":
             ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
         difference = rank_difference(ours, theirs, top_k=config.top_k)
         sums += torch.tensor([float(difference.sum()), float(entropy(ours).double().sum()), float(len(labels))])
         pixels = min(config.top_k, ours.shape[1] * ours.shape[2])
-    for tap, _ in taps:
-        tap.detach()
+    tap.detach()
     difference_sum, entropy_sum, seen = workers.total(sums.to(workers.device)).tolist()
     ard = difference_sum / seen
     return AttributionScore(

@@ -47,6 +47,8 @@ class Bench:
     """A few validation images [8, 3, S, S] on the device."""
     checkpoint: Checkpoint
     """Where search and finetune go on from."""
+    store: Path | None = None
+    """Folder of the references; None where the reference is in none."""
 
     def training_batches(self, epoch: int, batch_size: int) -> Batches:
         """This worker's share of an epoch's training batches."""
@@ -185,7 +187,8 @@ def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = No
             f"{folder}: the weights there do not fit {config.network.name}, which has changed since they were trained; "
             "give the changed network another name, or remove the folder."
         ) from None
-    return make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
+    bench = make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
+    return dataclasses.replace(bench, store=store)
 
 
 def make_bench(
@@ -210,13 +213,18 @@ def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
     unfinished.mkdir()
     torch.save(net.state_dict(), unfinished / "model.pt")
     (unfinished / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
-    for path in unfinished.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
     try:
-        unfinished.rename(folder)
+        publish(unfinished, folder)
     except OSError:
         # Somebody else's reference is there already.
         shutil.rmtree(unfinished)
         if not (folder / RECORD_FILE).exists():
             raise
+
+
+def publish(unfinished: Path, folder: Path) -> None:
+    """Gives a folder its name once all that is in it has reached the disk."""
+    for path in unfinished.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    unfinished.rename(folder)

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from trainables.attribution import top_pixels
+from trainables.config import Concavity, Form
+
+EXPONENTS: dict[Concavity, float] = {"sqrt": 0.5, "linear": 1.0, "square": 2.0}
+HARDNESS = (1.0, 6.0)
+"""Where the ratio of task risks is cut off."""
 
 
 def complexity_risk(weight_bits: Tensor, act_bits: Tensor, *, macs: Tensor, start: Tensor) -> Tensor:
@@ -27,28 +33,57 @@ def complexity_risk(weight_bits: Tensor, act_bits: Tensor, *, macs: Tensor, star
 
 
 @torch.no_grad()
-def concentration(weight_bits: Tensor, act_bits: Tensor, *, capacity: float) -> Tensor:
-    """p of eq. 10, a number without gradient: capacity · mean_l 1/(q_w,l·q_a,l), with capacity = Q_w⁰·Q_a⁰."""
-    return capacity * (weight_bits * act_bits).reciprocal().mean()
+def concentration(weight_bits: Tensor, act_bits: Tensor, *, capacity: float, concavity: Concavity = "linear") -> Tensor:
+    """p of eqs 10 and 16, a number without gradient, with capacity = Q_w⁰·Q_a⁰.
+
+    p = mean_l (capacity / (q_w,l·q_a,l))^e,    e = 1/2 (`sqrt`), 1 (`linear`, eq. 10), 2 (`square`)
+    """
+    return (capacity / (weight_bits * act_bits)).pow(EXPONENTS[concavity]).mean()
+
+
+@torch.no_grad()
+def hardness(quantized_risk: Tensor, reference_risk: Tensor) -> Tensor:
+    """ρ of each image [N], the concentration of eq. 14: clamp(R_E^q / R_E^f, 1, 6), without gradient.
+
+    DEVIATION: as it is typeset, the ratio multiplies numerator and denominator alike and cancels; it can only be meant
+    as p is in eq. 9, as an exponent. Below 1 the quantised network would be the better one of the two, and an image
+    that the reference is certain of (risk 0) has no finite ratio: so it is clamped.
+
+    Args:
+        quantized_risk, reference_risk: task risks [N], cross-entropies of one image each.
+    """
+    smallest = torch.finfo(reference_risk.dtype).tiny
+    return (quantized_risk / reference_risk.clamp_min(smallest)).clamp(*HARDNESS)
 
 
 def concentrate(reference: Tensor, p: Tensor | float) -> Tensor:
-    """The target of eq. 9, M^p / Σ M^p per image; order is kept, large p moves the mass to the top. [N, h, w]."""
+    """The target of eq. 9, M^p / Σ M^p per image; order is kept, large p moves the mass to the top. [N, h, w].
+
+    `p` is a number for all images or one for each, [N].
+    """
     # Divided by the largest first: a power of a small number would underflow.
     top = reference.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(reference.dtype).tiny)
-    powers = (reference / top) ** p
+    powers = (reference / top) ** (p.view(-1, 1, 1) if isinstance(p, Tensor) else p)
     return powers / powers.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(reference.dtype).tiny)
 
 
-def imitation_risk(quantized: Tensor, reference: Tensor, *, p: Tensor | float, top_k: int) -> Tensor:
-    """Capacity-aware attribution imitation, eq. 9: mean over images of Σ_ij (M_q − M_f^p/Σ M_f^p)².
+def imitation_risk(
+    quantized: Tensor, reference: Tensor, *, p: Tensor | float, top_k: int, form: Form = "paper"
+) -> Tensor:
+    """Attribution imitation over the `top_k` pixels that the reference ranks highest; t = `concentrate(reference, p)`.
 
-    The sum runs over the `top_k` pixels that the reference ranks highest; both maps are normalised over all pixels.
+        paper:    mean over images of Σ_ij (M_q − t)²                                      (eq. 9; eq. 14 with p = ρ)
+        release:  mean over images and pixels of (M_q/‖M_q‖₂ − t/‖t‖₂)²
+
+    Norms and sums that normalise run over all pixels of a map.
 
     Args:
-        quantized: [N, h, w], differentiable.
+        quantized: [N, h, w], sums 1, differentiable.
         reference: [N, h, w], a constant.
+        p: for all images, or [N].
     """
     pixels = top_pixels(reference.flatten(1), top_k)
-    difference = quantized.flatten(1) - concentrate(reference, p).flatten(1)
-    return difference.gather(1, pixels).square().sum(dim=1).mean()
+    ours, target = quantized.flatten(1), concentrate(reference, p).flatten(1)
+    if form == "paper":
+        return (ours - target).gather(1, pixels).square().sum(dim=1).mean()
+    return (normalize(ours, dim=1) - normalize(target, dim=1)).gather(1, pixels).square().mean()

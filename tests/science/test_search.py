@@ -19,6 +19,7 @@ from trainables.distributed import Workers
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.quantizers.layers import calibrate
+from trainables.reference_maps import AskedMaps, MapSetting
 from trainables.risks import complexity_risk
 from trainables.supernet import Supernet, assign_roles, build_supernet
 from trainables.training import TrainingPlan, cosine, train
@@ -135,7 +136,8 @@ def gmpq_gradients(rank: int, world_size: int, images: Tensor, labels: Tensor) -
     costs = measure(net, images[:8])
     config = GmpqConfig(zeta=0.3, eta=5.0)
     supernet = build_supernet(net, costs, assign_roles(costs, NetworkConfig(name="net")), config)
-    terms = ImitationTerms(reference, supernet, config, probe=images[:8])
+    theirs = AskedMaps(reference, MapSetting(), probe=images[:8])
+    terms = ImitationTerms(supernet, theirs, config, probe=images[:8])
     model = Workers(rank, world_size, torch.device("cpu")).wrap(supernet.net)
     objective = make_objective(model, supernet, config, Generalisation(config.eta, terms))
     share = len(images) // world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from trainables.evaluation import AttributionScore, compare_attribution, top1
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench
+from trainables.reference_maps import MapSetting, ReferenceMaps, kept_maps
 from trainables.report import EpochReport, Report
 from trainables.supernet import deploy
 from trainables.training import TrainingPlan, at_shares, train
@@ -25,6 +27,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     calibrate(net, first.images.to(workers.device))
     net.requires_grad_(True)
     model = workers.wrap(net)
+    score = partial(_score, net, bench, kept_maps(bench, MapSetting(), "validation"))
     scores: list[tuple[float, AttributionScore]] = []
     bops_g = bench.costs.bops_g(policy)
 
@@ -32,7 +35,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
         return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        scores.append(_score(net, bench))
+        scores.append(score())
         metrics = {**means, "top1": scores[-1][0], "ard": scores[-1][1].ard, "bops_g": bops_g}
         report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
@@ -45,13 +48,13 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     kept = bench.checkpoint.begin("finetune", net, policy=policy)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     # None were made where it goes on after the last epoch.
-    return scores[-1] if scores else _score(net, bench)
+    return scores[-1] if scores else score()
 
 
-def _score(net: nn.Module, bench: Bench) -> tuple[float, AttributionScore]:
+def _score(net: nn.Module, bench: Bench, theirs: ReferenceMaps) -> tuple[float, AttributionScore]:
     """Top-1 (percent) and attribution of `net` as it is now, on the validation images."""
     right = top1(net, bench.validation_batches(), bench.workers)
     frozen = copy.deepcopy(net)
     return right, compare_attribution(
-        frozen, bench.reference, bench.validation_batches(), bench.workers, bench.config.evaluation
+        frozen, lambda batch: theirs(batch).maps, bench.validation_batches(), bench.workers, bench.config.evaluation
     )

@@ -1,44 +1,59 @@
-"""GMPQ: the search keeps the ranking of the reference's attribution (capacity-aware imitation, eqs 8-10)."""
+"""GMPQ and R-GMPQ: the search keeps the ranking of the reference's attribution.
+
+GMPQ imitates the reference's maps, concentrated by the network's capacity (eqs 8-10). R-GMPQ smooths them over groups
+of similar activations (eqs 11-13) and concentrates each by how much harder its image is once quantised (eq. 14).
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from trainables.attribution import Attribution, upsample
-from trainables.config import GmpqConfig
+from trainables.attribution import Attribution
+from trainables.config import GmpqConfig, RgmpqConfig
 from trainables.data.splits import Batch
 from trainables.methods.loop import Generalisation, new_supernet, run
 from trainables.policy import BitPolicy
 from trainables.reference import Bench
+from trainables.reference_maps import MapSetting, ReferenceMaps, at_size, training_maps
 from trainables.report import Report
-from trainables.risks import concentration, imitation_risk
+from trainables.risks import concentration, hardness, imitation_risk
 from trainables.supernet import Supernet
 
 
 class ImitationTerms:
-    """R_G of eq. 9 for a batch, with p of eq. 10 at the supernet's present bits."""
+    """R_G of eq. 9 or 14 for a batch, at the supernet's present bits."""
 
-    def __init__(self, reference: nn.Module, supernet: Supernet, config: GmpqConfig, *, probe: Tensor) -> None:
-        """`reference` is frozen; `probe` [N, 3, S, S] a few real images."""
-        self.reference, self.supernet, self.config = reference, supernet, config
-        self.reference_maps = Attribution(reference, probe)
-        self.supernet_maps = Attribution(supernet.net, probe)
+    def __init__(self, supernet: Supernet, theirs: ReferenceMaps, config: GmpqConfig, *, probe: Tensor) -> None:
+        """`theirs` tells the reference's maps; `probe` [N, 3, S, S] a few real images."""
+        self.supernet, self.theirs, self.config = supernet, theirs, config
+        self.ours = Attribution(supernet.net, probe)
 
     def __call__(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
-        """`logits` are the supernet's for the batch, from its last forward pass."""
-        images, labels = batch.images, batch.labels
-        ours = self.supernet_maps.maps(logits, labels)
-        theirs = self.reference_maps.observe(self.reference, images, labels).maps
-        if self.config.resolution == "input":
-            ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
-        p = concentration(*self.supernet.expected_bits(), capacity=self.config.capacity)
-        risk = imitation_risk(ours, theirs, p=p, top_k=self.config.top_k)
-        return {"generalisation_risk": risk, "p": p}
+        """`logits` are the supernet's for the batch, from its last forward pass. `p` is the mean over the images."""
+        config = self.config
+        classes = batch.labels if config.target_class == "label" else logits.detach().argmax(1)
+        size = batch.images.shape[2] if config.resolution == "input" else 0
+        ours = at_size(self.ours.maps(logits, classes), size)
+        maps, risks = self.theirs(batch)
+        p = self._concentration(logits, batch.labels, risks)
+        risk = imitation_risk(ours, at_size(maps, size), p=p, top_k=config.top_k, form=config.form)
+        return {"generalisation_risk": risk, "p": p.mean()}
+
+    def _concentration(self, logits: Tensor, labels: Tensor, reference_risks: Tensor) -> Tensor:
+        """p of all images, or ρ of each [N]."""
+        config = self.config
+        if config.p:
+            return torch.tensor(config.p, device=logits.device)
+        if isinstance(config, RgmpqConfig) and config.imitation == "dynamic":
+            return hardness(cross_entropy(logits.detach(), labels, reduction="none"), reference_risks)
+        bits = self.supernet.expected_bits()
+        return concentration(*bits, capacity=config.capacity, concavity=config.concavity)
 
     def detach(self) -> None:
-        """Takes the taps off both networks."""
-        self.reference_maps.detach()
-        self.supernet_maps.detach()
+        """Takes the tap off the supernet."""
+        self.ours.detach()
 
 
 def search(bench: Bench, config: GmpqConfig, report: Report) -> BitPolicy:
@@ -46,8 +61,9 @@ def search(bench: Bench, config: GmpqConfig, report: Report) -> BitPolicy:
     supernet = new_supernet(bench, config)
     if config.eta == 0:
         return run(bench, supernet, config, report, generalisation=None)
-    terms = ImitationTerms(bench.reference, supernet, config, probe=bench.probe)
-    try:
-        return run(bench, supernet, config, report, generalisation=Generalisation(config.eta, terms))
-    finally:
-        terms.detach()
+    with training_maps(bench, MapSetting.of(config, bench.probe.shape[2])) as theirs:
+        terms = ImitationTerms(supernet, theirs, config, probe=bench.probe)
+        try:
+            return run(bench, supernet, config, report, generalisation=Generalisation(config.eta, terms))
+        finally:
+            terms.detach()
