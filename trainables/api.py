@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainables.bops import CostModel
-from trainables.bops import CostModel
 from trainables.config import TrialConfig
-from trainables.errors import ConfigError
 from trainables.errors import ConfigError
 from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.survey_report import Reach, StepTimes, Survey, reference_hours, trial_hours
@@ -24,7 +22,6 @@ __all__ = [
     "StepTimes",
     "Survey",
     "TrialResult",
-    "count",
     "count",
     "count_gpus",
     "ensure_reference",
@@ -43,20 +40,6 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
-    """The work of a network with fresh weights, on one image. Raises a BitfrontError where it cannot be counted."""
-    import torch
-
-    from trainables.counting import measure
-    from trainables.models import build_network
-
-    net = build_network(network, num_classes=num_classes, image_size=image_size)
-    try:
-        return measure(net, torch.zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
-        raise ConfigError(f"{network} does not run on {image_size}×{image_size} pixels: {error}") from None
 
 
 def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
