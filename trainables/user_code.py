@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,17 @@ def load_function(name: str, *, where: str) -> Callable[..., Any]:
     return found
 
 
+def local_sources(names: Iterable[str]) -> list[Path]:
+    """What lies in the current folder of the code that import paths among `names` stand for, to send it elsewhere.
+
+    The named packages, and all modules of the folder, as one may import another; nothing where no name is a path.
+    """
+    folder = Path.cwd()
+    tops = {name.partition(":")[0].partition(".")[0] for name in names if is_import_path(name)}
+    packages = [folder / top for top in sorted(tops) if (folder / top).is_dir()]
+    return [*packages, *sorted(folder.glob("*.py"))] if tops else []
+
+
 @contextmanager
 def user_errors(name: str, *, where: str) -> Iterator[None]:
     """Turns what a user's code raises, while it is imported or called, into a ConfigError with its file and line."""
@@ -89,10 +100,9 @@ def user_errors(name: str, *, where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """file:line of the user's code that failed; empty where none of it had begun to run.
+    """file:line of the last of the user's own code that ran, however deep in a library the error came up.
 
-    Of the frames that are neither ours nor Python's importer the first is the user's, and the last one from the same
-    folder is where the user has to look, however deep in a library the error came up.
+    Where none is known from its folder, of the last code that ran; empty where that is ours, as of a call that fails.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -101,12 +111,17 @@ def _place(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<") and not set(Path(frame.filename).parents) & _NOT_THE_USERS
     ]
-    own = [(file, line) for file, line in frames if file.is_relative_to(frames[0][0].parent)]
-    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
+    shown = [(file, line) for file, line in frames if not _is_pythons(file)] or frames
+    return f"{shown[-1][0]}:{shown[-1][1]}" if shown else ""
 
 
 def _folders() -> list[str]:
     """Where a module of the user may lie: the folders of Python's path that are not Python's own."""
-    own = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
     folders = [Path(entry or os.getcwd()) for entry in sys.path]  # noqa: PTH109
-    return [str(f) for f in dict.fromkeys(folders) if f.is_dir() and not own & {f.resolve(), *f.resolve().parents}]
+    return [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir() and not _is_pythons(folder)]
+
+
+def _is_pythons(path: Path) -> bool:
+    """Whether a file or folder came with Python or was installed."""
+    own = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    return bool(own & {path.resolve(), *path.resolve().parents})

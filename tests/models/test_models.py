@@ -17,7 +17,7 @@ from trainables.models.registry import NETWORKS
 from trainables.quantizers.layers import calibrate, quant_layers
 from trainables.supernet import assign_roles, build_supernet, deploy
 
-SEARCH = GmpqConfig(zeta=0.1, eta=1.0, weight_bits=(4, 8), act_bits=(4, 8))
+SEARCH = GmpqConfig(zeta=0.1, eta=1.0, weight_bits=(6, 8), act_bits=(6, 8))
 
 
 def parameters(net: nn.Module) -> int:
