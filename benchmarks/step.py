@@ -1,4 +1,4 @@
-"""Ratio of a GMPQ search step, attribution included, to a plain full-precision step of the same network.
+"""Ratio of a search step, attribution included, to a plain full-precision step of the same network.
 
 Both are taken in turn in one process on one thread, so that a machine's drift touches both; the medians' ratio is what
 counts. Run: python benchmarks/step.py [--network resnet18] [--image-size 64] [--batch 32] [--pairs 9]
@@ -15,13 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainables.config import GmpqConfig, NetworkConfig
+from trainables.config import GmpqConfig, NetworkConfig, RgmpqConfig
 from trainables.counting import measure
 from trainables.data.splits import Batch
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.models import build_network
-from trainables.reference_maps import AskedMaps, MapSetting
+from trainables.reference_maps import AskedMaps, KeptMaps, MapSetting
 from trainables.supernet import assign_roles, build_supernet
 
 Step = Callable[[], None]
@@ -40,20 +40,26 @@ def plain_step(net: nn.Module, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def gmpq_step(reference: nn.Module, images: Tensor, labels: Tensor, *, network: str, eta: float) -> Step:
-    """A step of the search loop's own objective and optimisers; eta = 0 leaves attribution out."""
+def search_step(
+    reference: nn.Module, images: Tensor, labels: Tensor, config: GmpqConfig, *, network: str, kept: bool
+) -> Step:
+    """A step of the search loop's own objective and optimisers.
+
+    `kept`: the reference's maps come from memory; else it is asked in every step.
+    """
     reference.eval().requires_grad_(False)
     costs = measure(reference, images[:8])
-    config = GmpqConfig(zeta=0.1, eta=eta, weight_lr=0.01)
+    batch = Batch(images, labels, torch.arange(len(labels)), None)
     supernet = build_supernet(reference, costs, assign_roles(costs, NetworkConfig(name=network)), config)
     supernet.net.requires_grad_(True).train()
-    theirs = AskedMaps(reference, MapSetting(), probe=images[:8])
-    terms = ImitationTerms(supernet, theirs, config, probe=images[:8]) if eta else None
-    objective = make_objective(supernet.net, supernet, config, Generalisation(eta, terms) if terms else None)
+    asked = AskedMaps(reference, MapSetting.of(config, images.shape[2]), probe=images[:8])
+    terms = ImitationTerms(supernet, KeptMaps(*asked(batch)) if kept else asked, config, probe=images[:8])
+    generalisation = Generalisation(config.eta, terms) if config.eta else None
+    objective = make_objective(supernet.net, supernet, config, generalisation)
     optimizers = make_optimizers(supernet, config)
 
     def step() -> None:
-        loss = objective(Batch(images, labels, torch.arange(len(labels)), None))["loss"]
+        loss = objective(batch)["loss"]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -86,10 +92,16 @@ def main() -> None:
     def net() -> nn.Module:
         return build_network(args.network, num_classes=10, image_size=args.image_size)
 
+    def search(config: GmpqConfig, *, kept: bool) -> Step:
+        return search_step(net(), images, labels, config, network=args.network, kept=kept)
+
     steps = {
         "plain full-precision step": plain_step(net(), images, labels),
-        "search step, no attribution (eta = 0)": gmpq_step(net(), images, labels, network=args.network, eta=0.0),
-        "GMPQ step, attribution included": gmpq_step(net(), images, labels, network=args.network, eta=1.0),
+        "search step, no attribution (eta = 0)": search(GmpqConfig(zeta=0.1, eta=0.0), kept=False),
+        "GMPQ step, reference asked": search(GmpqConfig(zeta=0.1, eta=1.0), kept=False),
+        "GMPQ step, reference's maps kept": search(GmpqConfig(zeta=0.1, eta=1.0), kept=True),
+        "R-GMPQ step, reference asked": search(RgmpqConfig(zeta=0.1, eta=1.0), kept=False),
+        "R-GMPQ step, reference's maps kept": search(RgmpqConfig(zeta=0.1, eta=1.0), kept=True),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(args.pairs + 2):
