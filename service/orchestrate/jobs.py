@@ -13,6 +13,7 @@ from typing import Any
 from service.spec import SweepSpec
 from service.tracking import first_line
 from trainables.errors import ConfigError, StorageError
+from trainables.user_code import local_sources
 
 PACKAGES = ("service", "trainables", "dashboards")
 POLL_S = 1.0
@@ -57,6 +58,11 @@ def _pack(spec: SweepSpec, folder: Path) -> None:
     root = Path(__file__).parents[2]
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for source in local_sources((*spec.names("network"), *spec.names("data"))):
+        if source.is_dir() and source.name not in PACKAGES:
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, folder)
     (folder / "sweep.yaml").write_text(spec.text)
 
 

@@ -1,5 +1,6 @@
 """A user's own network: from its import path in a sweep to its costs, and what is wrong with it."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.orchestrate.jobs import _pack
 from service.spec import load_spec
 from trainables import api
 from trainables.errors import ConfigError, SpecError
@@ -113,3 +115,19 @@ def test_trying_a_network_changes_nothing_in_it() -> None:
     fresh = sys.modules["my_nets"].small(4)
     for name, value in fresh.state_dict().items():
         assert torch.equal(built.state_dict()[name], value)
+
+
+def test_a_job_takes_the_users_code_along(folder: Path) -> None:
+    """Run in the job's folder alone, as the cluster does."""
+    path, sent = folder / "sweep.yaml", folder / "sent"
+    path.write_text(SPEC)
+    sent.mkdir()
+    _pack(load_spec(path), sent)
+    code = (
+        "from service.spec import load_spec; from pathlib import Path; from trainables.models import build_network;"
+        "spec = load_spec(Path('sweep.yaml')); config = spec.trial_config(spec.example_settings());"
+        "net = build_network(config.network.name, num_classes=4, image_size=8);"
+        "import trainables, my_nets; print(trainables.__file__, my_nets.__file__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=sent, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(sent / "trainables" / "__init__.py"), str(sent / "my_nets.py")]
