@@ -30,6 +30,7 @@ from service.records import SweepRecord, TrialRecord
 from service.spec import load_spec
 from service.sweeps import open_sweep
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
+from trainables.choices import Choices, Scores
 from trainables.config import TrialConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
@@ -78,7 +79,15 @@ class NoScience:
             "storage_mib": 0.1,
             "device_hours": 0.0,
         }
-        return TrialResult(record=policy, metrics=metrics)
+        choices = Choices(
+            network="resnet8",
+            layers=tuple(bits),
+            weights={name: Scores((b.weight,), (0.0,)) for name, b in bits.items()},
+            acts={name: Scores((b.act,), (0.0,)) for name, b in bits.items()},
+            group_of={name: name for name in bits},
+            pinned={},
+        )
+        return TrialResult(record=policy, choices=choices, metrics=metrics)
 
 
 def run(trials: int, *, sampler: str = "random") -> list[float]:

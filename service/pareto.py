@@ -41,6 +41,8 @@ METRICS = {
         Objective("compression", "max", "× fewer BOPs"),
         Objective("storage_mb", "min", "weights (MB)"),
         Objective("storage_mib", "min", "weights (MiB)"),
+        Objective("mean_weight_bits", "min", "bits of a weight"),
+        Objective("mean_act_bits", "min", "bits of an activation"),
         Objective("device_hours", "min", "device-hours"),
     )
 }

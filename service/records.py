@@ -8,7 +8,8 @@
         trials/<trial>/trial.json     number, settings, attempts, when it began
                        history.jsonl  a line for each finished epoch
                        checkpoint.pt  where a trial that was cut off goes on
-                       policy.json, bits.png; error.txt of a failed trial
+                       policy.json, bits.png; choices.json, what the policy was chosen from
+                       error.txt of a failed trial
                        result.json    written last: a trial with a result is finished, for good
         front.json, front.md, front.html, log.txt
         driver.lock, stop             who runs the sweep, and that it should end
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from trainables.choices import Choices
 from trainables.errors import StorageError
 from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport
@@ -103,7 +105,7 @@ class SweepRecord:
     reference: Mapping[str, Any] = field(default_factory=dict)
     """The full-precision reference's record, once it is known; none of a sweep that needs several."""
     references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of a sweep that varies network or data: the records of its references, by their keys, as soon as they are known."""
+    """Of a sweep that varies network or data: the records of its references, by their keys, as each is known."""
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
 
@@ -251,6 +253,14 @@ class SweepStore:
     def save_policy(self, trial_id: str, record: PolicyRecord) -> None:
         """Writes the trial's policy file."""
         write_text(self.trial_folder(trial_id) / "policy.json", record.to_json())
+
+    def save_choices(self, trial_id: str, choices: Choices) -> None:
+        """Writes what the trial's policy was chosen from."""
+        write_text(self.trial_folder(trial_id) / "choices.json", choices.to_json())
+
+    def choices(self, trial_id: str) -> Choices:
+        """Reads what the trial's policy was chosen from."""
+        return Choices.load(self.trial_folder(trial_id) / "choices.json")
 
     def policy(self, trial_id: str) -> PolicyRecord:
         """Reads the trial's policy file."""

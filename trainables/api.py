@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainables.bops import CostModel
-from trainables.config import TrialConfig
+from trainables.choices import Choices
+from trainables.config import BudgetConfig, TrialConfig
 from trainables.errors import ConfigError
+from trainables.policy import BitPolicy
 from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
-from trainables.survey_report import Reach, StepTimes, Survey, reference_hours, trial_hours
+from trainables.survey_report import Reach, StepTimes, Survey, check_budget, reference_hours, trial_hours
 
 __all__ = [
     "EpochReport",
@@ -22,6 +24,8 @@ __all__ = [
     "StepTimes",
     "Survey",
     "TrialResult",
+    "allocate",
+    "check_budget",
     "count",
     "count_gpus",
     "ensure_reference",
@@ -33,6 +37,17 @@ __all__ = [
     "times",
     "trial_hours",
 ]
+
+
+def allocate(choices: Choices, costs: CostModel, budget: BudgetConfig) -> BitPolicy:
+    """The policy of the highest score within `budget`, exactly. Needs scipy, no torch.
+
+    Raises InfeasibleBudgetError naming every limit that no policy keeps, with its floor; ConfigError where `costs` are
+    those of another network.
+    """
+    from trainables import allocate as program
+
+    return program.allocate(choices, costs, budget)
 
 
 def count_gpus() -> int:

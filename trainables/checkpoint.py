@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainables.choices import Choices
 from trainables.distributed import Workers
 from trainables.policy import BitPolicy, policy_of
 from trainables.report import Stage
@@ -23,7 +24,8 @@ class Checkpoint:
     """The file of a trial, or of a reference: read by every worker, written by rank 0.
 
     Holds one stage: its finished epochs, weights, optimisers and generators, with the time spent in every stage so far
-    and, once it is known, the policy. A file that cannot be read counts as none: the same numbers are computed again.
+    and, once they are known, the choices and the policy. A file that cannot be read counts as none: the same numbers
+    are computed again.
     """
 
     def __init__(self, path: Path | None, workers: Workers) -> None:
@@ -36,6 +38,9 @@ class Checkpoint:
         kept = self._kept.get("policy")
         self.policy = policy_of(kept["network"], kept["layers"], str(path)) if kept else None
         """What the search settled on, once the finetune has begun."""
+        known = self._kept.get("choices") if self.policy else None
+        self.choices = Choices.from_content(known, origin=str(path)) if known else None
+        """What the policy was chosen from."""
 
     def begin(self, stage: Stage, net: nn.Module, *, policy: BitPolicy | None = None) -> StageCheckpoint:
         """The part of a stage that trains `net` (as it is, not as the workers wrap it)."""
@@ -90,6 +95,7 @@ class Checkpoint:
             "generator": torch.get_rng_state(),
             "seconds": self._seconds,
             "policy": {"network": self.policy.network, "layers": self.policy.layers} if self.policy else None,
+            "choices": self.choices.to_content() if self.choices else None,
         }
         if self._workers.device.type == "cuda":
             content["device_generator"] = torch.cuda.get_rng_state(self._workers.device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from trainables.choices import Choices
 from trainables.errors import StorageError
 from trainables.policy_file import PolicyRecord
 
@@ -61,6 +62,9 @@ class TrialResult:
     """What a trial found. Every metric is a finite number."""
 
     record: PolicyRecord
+    choices: Choices
+    """What the policy was chosen from, to choose again under another budget."""
     metrics: Mapping[str, float]
     """top1 (percent), ard (ranks), ard_normalised, entropy (nats), bops_g, bops_paper_g, compression, storage_mb,
-    storage_mib, float_mb, reference_top1, search_device_hours, finetune_device_hours, device_hours."""
+    storage_mib, mean_weight_bits, mean_act_bits, float_mb, reference_top1, search_device_hours, finetune_device_hours,
+    device_hours."""

@@ -5,6 +5,8 @@ Notation: L searched layers; q_w, q_a [L] expected bits Σ_i π_i·b_i of weight
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -87,3 +89,21 @@ def imitation_risk(
     if form == "paper":
         return (ours - target).gather(1, pixels).square().sum(dim=1).mean()
     return (normalize(ours, dim=1) - normalize(target, dim=1)).gather(1, pixels).square().mean()
+
+
+def budget_barrier(usage: Tensor, *, relaxed_below: float = 0.1) -> Tensor:
+    """Relaxed logarithmic barrier against costs beyond a budget (Hauser and Saccon 2006), summed over the limits.
+
+        β(s) = −ln s                          s > δ           s = 1 − usage, the share of the limit that is free
+               ((s/δ − 2)² − 1)/2 − ln δ      s ≤ δ           the parabola that continues −ln s twice differentiably
+
+    so that it is finite, and pulls, where a limit is exceeded, as the start of a search may do.
+
+    Args:
+        usage: [K], expected cost over limit.
+        relaxed_below: δ.
+    """
+    free = 1 - usage
+    inside = -free.clamp_min(relaxed_below).log()
+    outside = ((free / relaxed_below - 2).square() - 1) / 2 - math.log(relaxed_below)
+    return torch.where(free > relaxed_below, inside, outside).sum()

@@ -1,23 +1,25 @@
 """The supernet: any network whose convolutions and linear layers hold all candidate widths at once.
 
-One shared float weight per layer; per layer two vectors of logits. `build_supernet` makes it, `Supernet` reads its
-expected bits and ends it (`discretise`, argmax), `deploy` builds the quantised network of a policy.
+One shared float weight per layer; logits for the widths of each layer's weights and of each activation, whose quantiser
+and logits the layers of a group share. `build_supernet` makes it, `Supernet` reads its expected bits and ends it
+(`choices`), `deploy` builds the quantised network of a policy.
 """
 
 from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from trainables.bops import CostModel
+from trainables.bops import COUNT_OF, FULL_BITS, CostModel
+from trainables.choices import Choices, Scores
 from trainables.config import NetworkConfig, QuantizerName, SupernetConfig
 from trainables.errors import ConfigError, CoverageError
-from trainables.policy import BitPolicy, LayerBits
+from trainables.policy import BitPolicy
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 
 
@@ -30,6 +32,18 @@ class Roles:
     """Bits of weights and activations; stem and head included."""
     float_in_search: frozenset[str]
     """Stem and head unless a pattern names them: quantised on deployment only."""
+    group_of: Mapping[str, str]
+    """The group of each layer, pinned ones too: layers whose activation has the same bits, named after the first."""
+    fixed_acts: Mapping[str, int]
+    """Activation bits of the groups that have a pinned layer."""
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The searched layers of each group that has any."""
+        found: dict[str, list[str]] = {}
+        for name in self.searched:
+            found.setdefault(self.group_of[name], []).append(name)
+        return found
 
 
 def assign_roles(costs: CostModel, config: NetworkConfig) -> Roles:
@@ -49,9 +63,28 @@ def assign_roles(costs: CostModel, config: NetworkConfig) -> Roles:
     searched = tuple(name for name in names if name not in pinned and name not in by_pattern)
     if not searched:
         raise ConfigError("network.pinned leaves no layer to search; pin fewer layers.")
+    group_of = {name: work.stream if config.tie_residuals else work.reads for name, work in costs.layers.items()}
+    all_pinned = {**pinned, **by_pattern}
     return Roles(
-        searched=searched, pinned={**pinned, **by_pattern}, float_in_search=frozenset(pinned) - frozenset(by_pattern)
+        searched=searched,
+        pinned=all_pinned,
+        float_in_search=frozenset(pinned) - frozenset(by_pattern),
+        group_of=group_of,
+        fixed_acts=_fixed_acts(group_of, all_pinned),
     )
+
+
+def _fixed_acts(group_of: Mapping[str, str], pinned: Mapping[str, int]) -> dict[str, int]:
+    """Activation bits by group, of the groups with a pinned layer."""
+    first: dict[str, str] = {}
+    for name in (name for name in group_of if name in pinned):
+        other = first.setdefault(group_of[name], name)
+        if pinned[other] != pinned[name]:
+            raise ConfigError(
+                f"network.pinned: {other} has {pinned[other]} bits and {name} has {pinned[name]}, but they share an "
+                f"activation, which has one width; give both the same bits (pinned, stem_bits, head_bits)."
+            )
+    return {group: pinned[name] for group, name in first.items()}
 
 
 class Supernet:
@@ -71,10 +104,12 @@ class Supernet:
             for w, a, macs in zip(self._weight_widths, self._act_widths, self.macs, strict=True)
         )
         self.start = torch.tensor(start, device=device)
+        self._unsearched = _unsearched(costs, roles)
 
     def bit_logits(self) -> list[nn.Parameter]:
-        """All logits; the other parameters are weights."""
-        return [p for layer in self.searched.values() for p in layer.mixture.parameters(recurse=False)]
+        """All logits, those of a group once; the other parameters are weights."""
+        found = [p for layer in self.searched.values() for p in layer.mixture.parameters(recurse=False)]
+        return list({id(parameter): parameter for parameter in found}.values())
 
     def expected_bits(self) -> tuple[Tensor, Tensor]:
         """q_w [L] and q_a [L], Σ_i π_i·b_i per searched layer, differentiable."""
@@ -83,61 +118,120 @@ class Supernet:
         acts = [(m.act_probs() * b).sum() for m, b in zip(mixtures, self._act_widths, strict=True)]
         return torch.stack(weights), torch.stack(acts)
 
-    @torch.no_grad()
-    def discretise(self, network: str) -> BitPolicy:
-        """The most probable width of every searched layer; of equals the smaller."""
-        bits = {
-            name: LayerBits(
-                weight=_most_probable(layer.mixture.weight_bits, layer.mixture.weight_probs()),
-                act=_most_probable(layer.mixture.act_bits, layer.mixture.act_probs()),
-            )
-            for name, layer in self.searched.items()
+    def usage(self, limits: Mapping[str, int]) -> Tensor:
+        """Expected cost over the most that each of `limits` allows [K], differentiable.
+
+            E[cost] = Σ_l c_l·q_w,l·q_a,l,  and the same with one of the two factors for weight and activation bits
+
+        plus what the other layers cost: exact, as each layer's two widths are drawn independently of each other.
+
+        Args:
+            limits: cost -> the largest value of its count (`allocate.ceilings`).
+        """
+        weight_bits, act_bits = self.expected_bits()
+        work = [self.costs.work[name] for name in self.searched]
+        weights, inputs = (weight_bits.new_tensor(x) for x in ([w.weights for w in work], [w.inputs for w in work]))
+        bops = (weight_bits * act_bits * self.macs).sum()
+        searched = {
+            "bops": bops,
+            "searched_bops": bops,
+            "weight_bits": (weight_bits * weights).sum(),
+            "act_bits": (act_bits * inputs).sum(),
         }
-        bits |= {name: LayerBits(weight=b, act=b) for name, b in self.roles.pinned.items()}
-        in_order = {name: bits[name] for name in self.costs.layers}
-        return BitPolicy(network=network, bits=in_order, pinned=frozenset(self.roles.pinned))
+        return torch.stack(
+            [(searched[COUNT_OF[k]] + self._unsearched[COUNT_OF[k]]) / most for k, most in limits.items()]
+        )
+
+    @torch.no_grad()
+    def choices(self, network: str) -> Choices:
+        """The scores of all widths: log π, nats."""
+        mixtures = {name: layer.mixture for name, layer in self.searched.items()}
+        return Choices(
+            network=network,
+            layers=tuple(self.costs.layers),
+            weights={name: _log_probs(m.weight_bits, m.weight_logits) for name, m in mixtures.items()},
+            acts={
+                group: _log_probs(mixtures[members[0]].act_bits, mixtures[members[0]].act_logits)
+                for group, members in self.roles.groups.items()
+            },
+            group_of={name: self.roles.group_of[name] for name in self.searched},
+            pinned=self.roles.pinned,
+        )
+
+    def discretise(self, network: str) -> BitPolicy:
+        """The most probable width of every searched layer's weights and every group's activation; of equals the
+        smaller."""
+        return self.choices(network).best
 
     @torch.no_grad()
     def certainty(self) -> float:
-        """Mean over layers of the largest π: how far the choice has been made, 1/n at the start."""
-        tops = [
-            probs.max()
-            for layer in self.searched.values()
-            for probs in (layer.mixture.weight_probs(), layer.mixture.act_probs())
-        ]
-        return float(torch.stack(tops).mean())
+        """Mean over all choices of the largest π: how far they have been made, 1/n at the start."""
+        return float(torch.stack([probs.max() for probs in self._open_choices()]).mean())
+
+    def _open_choices(self) -> Iterator[Tensor]:
+        yield from (layer.mixture.weight_probs() for layer in self.searched.values())
+        for group, members in self.roles.groups.items():
+            if group not in self.roles.fixed_acts:
+                yield self.searched[members[0]].mixture.act_probs()
 
 
-def _most_probable(bits: tuple[int, ...], probs: Tensor) -> int:
-    best = max(float(p) for p in probs)
-    return min(b for b, p in zip(bits, probs, strict=True) if float(p) == best)
+def _unsearched(costs: CostModel, roles: Roles) -> dict[str, int]:
+    """What pinned layers, at their bits, and products of activations add to each count."""
+    pinned = [(costs.work[name], bits) for name, bits in roles.pinned.items()]
+    products = sum(work.macs for work in costs.work.values() if work.kind == "product")
+    return {
+        "bops": sum(work.macs * bits * bits for work, bits in pinned) + products * FULL_BITS**2,
+        "searched_bops": 0,
+        "weight_bits": sum(work.weights * bits for work, bits in pinned),
+        "act_bits": sum(work.inputs * bits for work, bits in pinned),
+    }
+
+
+def _log_probs(widths: tuple[int, ...], logits: Tensor | None) -> Scores:
+    if logits is None:
+        return Scores(widths, (0.0,))
+    return Scores(widths, tuple(logits.double().log_softmax(0).tolist()))
 
 
 def build_supernet(net: nn.Module, costs: CostModel, roles: Roles, config: SupernetConfig) -> Supernet:
     """A copy of `net` with all candidate widths in the searched layers; layers pinned by pattern have theirs."""
-    candidates = dict.fromkeys(roles.searched, (config.weight_bits, config.act_bits))
+    candidates = {
+        name: (config.weight_bits, (roles.fixed_acts[group],) if group in roles.fixed_acts else config.act_bits)
+        for group, members in roles.groups.items()
+        for name in members
+    }
     candidates |= {name: ((b,), (b,)) for name, b in roles.pinned.items() if name not in roles.float_in_search}
-    return Supernet(_quantized_copy(net, costs, candidates, config.quantizer), costs, roles)
+    in_order = {name: candidates[name] for name in costs.layers if name in candidates}
+    return Supernet(_quantized_copy(net, costs, in_order, roles.group_of, config.quantizer), costs, roles)
 
 
 def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: QuantizerName) -> nn.Module:
-    """A copy of `net` quantised as `policy` says, stem and head included."""
+    """A copy of `net` quantised as `policy` says, stem and head included.
+
+    Layers that read the same activation with the same bits have one quantiser for it.
+    """
     policy.check_covers(costs.layers)
-    candidates = {name: ((bits.weight,), (bits.act,)) for name, bits in policy.bits.items()}
-    return _quantized_copy(net, costs, candidates, quantizer)
+    candidates = {name: ((policy.bits[name].weight,), (policy.bits[name].act,)) for name in costs.layers}
+    sharing = {name: (work.reads, policy.bits[name].act) for name, work in costs.layers.items()}
+    return _quantized_copy(net, costs, candidates, sharing, quantizer)
 
 
 def _quantized_copy(
     net: nn.Module,
     costs: CostModel,
     candidates: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    sharing: Mapping[str, Hashable],
     quantizer: QuantizerName,
 ) -> nn.Module:
+    """Layers with the same key in `sharing` have one activation quantiser and one vector of logits for it."""
     device = next(net.parameters()).device
-    mixtures = {
-        name: BitMixture(
-            quantizer, weight_bits=weight_bits, act_bits=act_bits, signed=costs.work[name].reads_negative
-        ).to(device)
-        for name, (weight_bits, act_bits) in candidates.items()
-    }
+    signed = {sharing[name] for name in candidates if costs.work[name].reads_negative}
+    mixtures: dict[str, BitMixture] = {}
+    first: dict[Hashable, BitMixture] = {}
+    for name, (weight_bits, act_bits) in candidates.items():
+        key = sharing[name]
+        mixture = BitMixture(quantizer, weight_bits=weight_bits, act_bits=act_bits, signed=key in signed).to(device)
+        shared = first.setdefault(key, mixture)
+        mixture.activations, mixture.act_logits = shared.activations, shared.act_logits
+        mixtures[name] = mixture
     return quantize_layers(copy.deepcopy(net), mixtures)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables import methods
+from trainables.allocate import allocate
 from trainables.attribution import Attribution
 from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
@@ -97,8 +98,10 @@ def _reach(costs: CostModel, roles: Roles, config: SupernetConfig, network: str)
 
 
 def _uniform(costs: CostModel, roles: Roles, bits: LayerBits, network: str) -> BitPolicy:
-    """The policy with the same bits in every searched layer."""
-    chosen = dict.fromkeys(roles.searched, bits) | {name: LayerBits(b, b) for name, b in roles.pinned.items()}
+    """The policy with the same bits in every searched layer whose activation no pinned one fixes."""
+    chosen = {name: LayerBits(b, b) for name, b in roles.pinned.items()}
+    for group, members in roles.groups.items():
+        chosen |= dict.fromkeys(members, LayerBits(bits.weight, roles.fixed_acts.get(group, bits.act)))
     return BitPolicy(
         network=network, bits={name: chosen[name] for name in costs.layers}, pinned=frozenset(roles.pinned)
     )
@@ -135,7 +138,7 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
         clocks["reference"].end()
         bench = _fresh_bench(short, data, alone)
         samples = _sampled(data, short, short.method.batch_size, clocks["search"])
-        policy = methods.search(replace(bench, data=samples), _quiet)
+        policy = allocate(methods.search(replace(bench, data=samples), _quiet), bench.costs, config.budget)
         clocks["search"].end()
         _run_finetune(bench, policy, clocks["finetune"])
     loaders = config.data.loader_workers

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainables.config import Resolution, TrialConfig
+from trainables.config import AT_LEAST, Resolution, TrialConfig
 from trainables.report import Stage
 
 
@@ -28,7 +28,7 @@ class Survey:
     full_bops_g: float
     """BOPs of the network in full precision, 10^9."""
     reach: Mapping[str, Reach]
-    """bops_g, bops_paper_g, compression, storage_mb and storage_mib over all policies of the offered widths."""
+    """Each cost of `CostModel.of` over all policies of the offered widths, whatever the budget."""
     map_pixels: Mapping[Resolution, int]
     """Pixels of an attribution map as the network makes it and at the image's size."""
     method_pixels: int
@@ -57,6 +57,13 @@ class StepTimes:
     """Validation batch of a policy's quantised network."""
     comparison_s: float
     """Validation batch whose attribution maps, of the quantised and of the full-precision network, are compared."""
+
+
+def check_budget(config: TrialConfig, survey: Survey) -> None:
+    """Raises InfeasibleBudgetError for limits of `config` that no policy keeps: each with its floor, and the fix."""
+    config.budget.check_floor(
+        {name: reach.high if name in AT_LEAST else reach.low for name, reach in survey.reach.items()}
+    )
 
 
 def trial_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:

@@ -1,4 +1,4 @@
-"""A trial from end to end: supernet search, discretisation, short finetune, and what came out."""
+"""A trial from end to end: supernet search, choice of bits within the budget, short finetune, and what came out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import dataclasses
 from pathlib import Path
 
 from trainables import methods
+from trainables.allocate import allocate
 from trainables.config import TrialConfig, method_name
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord
+from trainables.recount import recount
 from trainables.reference import Bench, load_bench
 from trainables.report import Report, TrialResult
+from trainables.supernet import deploy
 
 
 def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None) -> TrialResult:
@@ -21,7 +24,12 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     clock = bench.checkpoint
     make_repeatable(config.seed)
     clock.watch("search")
-    policy = clock.policy or methods.search(bench, report)
+    # Both are kept once the finetune has begun: another version of the solver may choose otherwise among equals.
+    choices, policy = clock.choices, clock.policy
+    if choices is None or policy is None:
+        choices = clock.choices = methods.search(bench, report)
+        policy = allocate(choices, bench.costs, config.budget)
+        _check_recount(bench, policy)
     clock.watch("finetune")
     top1, attribution = finetune(bench, policy, report)
     clock.stop()
@@ -40,7 +48,16 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
         "finetune_device_hours": finetune_hours,
         "device_hours": search_hours + finetune_hours,
     }
-    return TrialResult(record=record, metrics=metrics)
+    return TrialResult(record=record, choices=choices, metrics=metrics)
+
+
+def _check_recount(bench: Bench, policy: BitPolicy) -> None:
+    """That the network which is deployed costs what its policy says, and keeps the budget."""
+    deployed = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
+    recounted = bench.costs.costs(recount(deployed, bench.probe, searched=policy.searched))
+    broken = bench.config.budget.broken(recounted)
+    if recounted != bench.costs.of(policy) or broken:
+        raise RuntimeError(f"the deployed network costs {recounted}, its policy {bench.costs.of(policy)}; {broken=}")
 
 
 def _record(bench: Bench, policy: BitPolicy) -> PolicyRecord:

@@ -15,7 +15,6 @@ from service.records import SweepStore, TrialRecord
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
-from trainables.policy_file import PolicyRecord
 
 Tell = Callable[[dict[str, Any]], None]
 """Passes a worker's numbers on to Ray; called the same number of times on every worker."""
@@ -85,7 +84,7 @@ def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
         record = dataclasses.replace(job.begun, state="diverged", failure="nan", error=str(error))
     else:
         if rank == 0:
-            _save_policy(store, trial_id, result.record)
+            _save_policy(store, trial_id, result)
         record = dataclasses.replace(
             job.begun, state="done", metrics=result.metrics, policy_hash=result.record.policy.hash
         )
@@ -121,11 +120,12 @@ def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> T
     )
 
 
-def _save_policy(store: SweepStore, trial_id: str, record: PolicyRecord) -> None:
+def _save_policy(store: SweepStore, trial_id: str, result: TrialResult) -> None:
     from dashboards.bits import draw_bits
 
-    store.save_policy(trial_id, record)
-    draw_bits(record, store.trial_folder(trial_id) / "bits.png")
+    store.save_policy(trial_id, result.record)
+    store.save_choices(trial_id, result.choices)
+    draw_bits(result.record, store.trial_folder(trial_id) / "bits.png")
 
 
 def make_reference(science: Science, config: TrialConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:

@@ -10,6 +10,7 @@ import torch
 from trainables import api
 from trainables.bops import CostModel
 from trainables.config import (
+    BudgetConfig,
     DataConfig,
     EdmipsConfig,
     EvaluationConfig,
@@ -20,7 +21,7 @@ from trainables.config import (
     TrialConfig,
 )
 from trainables.counting import measure
-from trainables.errors import ConfigError, CoverageError
+from trainables.errors import ConfigError, CoverageError, InfeasibleBudgetError
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.survey import _Clock, _Note
@@ -47,6 +48,10 @@ def costs_of(costs: CostModel, policy: BitPolicy) -> dict[str, float]:
         "compression": costs.full_bops_g / costs.bops_g(policy),
         "storage_mb": costs.storage(policy).mb,
         "storage_mib": costs.storage(policy).mib,
+        "mean_weight_bits": sum(costs.work[name].weights * b.weight for name, b in policy.bits.items())
+        / sum(work.weights for work in costs.work.values()),
+        "mean_act_bits": sum(costs.work[name].inputs * b.act for name, b in policy.bits.items())
+        / sum(work.inputs for work in costs.work.values()),
     }
 
 
@@ -73,8 +78,32 @@ def test_the_reach_is_that_of_all_policies() -> None:
     assert len(values) == 216
     assert set(found.reach) == set(values[0])
     for name, (low, high) in found.reach.items():
-        assert (low, high) == (min(v[name] for v in values), max(v[name] for v in values))
+        assert low == pytest.approx(min(v[name] for v in values), rel=1e-14)
+        assert high == pytest.approx(max(v[name] for v in values), rel=1e-14)
     assert found.full_bops_g == costs.full_bops_g
+
+
+def test_an_activation_that_a_pinned_layer_fixes_is_not_in_reach() -> None:
+    """The downsampling convolution reads what layer3.0.conv1 reads."""
+    network = NetworkConfig(name="resnet8", pinned={"layer[12].*": 4, "layer3.*.downsample.*": 8})
+    found = api.survey(replace(TINY, network=network))
+    assert found.searched == ("layer3.0.conv1", "layer3.0.conv2")
+    costs = measure(build_network("resnet8", num_classes=10, image_size=16), torch.rand(2, 3, 16, 16))
+    pinned = {name: LayerBits(b, b) for name, b in found.pinned.items()}
+    for end, width in (("low", 2), ("high", 4)):
+        bits = pinned | {"layer3.0.conv1": LayerBits(width, 8), "layer3.0.conv2": LayerBits(width, width)}
+        policy = BitPolicy(network="resnet8", bits=bits, pinned=frozenset(pinned))
+        assert getattr(found.reach["bops_g"], end) == costs.bops_g(policy)
+
+
+def test_a_budget_out_of_reach_is_known_before_anything_is_trained() -> None:
+    found = api.survey(TINY)
+    floor = found.reach["mean_weight_bits"].low
+    api.check_budget(replace(TINY, budget=BudgetConfig(mean_weight_bits=floor)), found)
+    too_low = BudgetConfig(mean_weight_bits=floor - 1e-9, compression=found.reach["compression"].high * 2, bops_g=1.0)
+    with pytest.raises(InfeasibleBudgetError, match=r"budget\.compression is .*: give at most") as raised:
+        api.check_budget(replace(TINY, budget=too_low), found)
+    assert set(raised.value.problems) == {"mean_weight_bits", "compression"}
 
 
 def test_counts_are_those_of_the_data_set() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainables.attribution import Attribution
+from trainables.choices import Choices
 from trainables.config import GmpqConfig, RgmpqConfig
 from trainables.data.splits import Batch
 from trainables.methods.loop import Generalisation, new_supernet, run
-from trainables.policy import BitPolicy
 from trainables.reference import Bench
 from trainables.reference_maps import MapSetting, ReferenceMaps, at_size, training_maps
 from trainables.report import Report
@@ -56,8 +56,8 @@ class ImitationTerms:
         self.ours.detach()
 
 
-def search(bench: Bench, config: GmpqConfig, report: Report) -> BitPolicy:
-    """The policy that the supernet settles on. With η = 0 no attribution is computed."""
+def search(bench: Bench, config: GmpqConfig, report: Report) -> Choices:
+    """What the supernet settles on. With η = 0 no attribution is computed."""
     supernet = new_supernet(bench, config)
     if config.eta == 0:
         return run(bench, supernet, config, report, generalisation=None)

@@ -1,23 +1,28 @@
-"""The one search loop: a supernet trained with its bit logits, then discretised.
+"""The one search loop: a supernet trained with its bit logits.
 
 Each step minimises R = R_E + ζ·R_C + η·R_G (eq. 6) in weights and logits at once, with one optimiser for each. A method
 is what it adds as R_G.
+
+DEVIATION: the paper's ζ only presses on the cost. Here bits are chosen within a budget once the search has ended. A
+barrier, an idea of BP-NAS (Yu et al. 2020), keeps the expected cost within the budget already during the search, so
+that the probabilities gather where the budget will cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from trainables.allocate import allocate, ceilings
+from trainables.choices import Choices
 from trainables.config import SupernetConfig
 from trainables.data.splits import Batch
-from trainables.policy import BitPolicy
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
-from trainables.risks import complexity_risk
+from trainables.risks import budget_barrier, complexity_risk
 from trainables.supernet import Supernet, build_supernet
 from trainables.training import StepTerms, TrainingPlan, every, train
 
@@ -45,14 +50,16 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
 
 def run(
     bench: Bench, supernet: Supernet, config: SupernetConfig, report: Report, *, generalisation: Generalisation | None
-) -> BitPolicy:
-    """Trains `supernet` and returns its argmax policy. Reports each epoch's risks, expected and discretised BOPs."""
-    workers = bench.workers
+) -> Choices:
+    """Trains `supernet` and returns what its logits say. Reports each epoch's risks, and the BOPs of the policy that
+    would be chosen now. Raises InfeasibleBudgetError before the first step where no policy keeps the budget."""
+    workers, costs, budget = bench.workers, bench.costs, bench.config.budget
     model = workers.wrap(supernet.net)
     name = bench.config.network.name
+    limits = ceilings(supernet.choices(name), costs, budget)
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        policy_bops = bench.costs.bops_g(supernet.discretise(name))
+        policy_bops = costs.bops_g(allocate(supernet.choices(name), costs, budget))
         metrics = {**means, "policy_bops_g": policy_bops, "certainty": supernet.certainty()}
         report(EpochReport(stage="search", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
@@ -62,16 +69,24 @@ def run(
         optimizers=make_optimizers(supernet, config),
         lr_factor=every(config.lr_decay_every),
     )
-    objective = make_objective(model, supernet, config, generalisation)
+    objective = make_objective(model, supernet, config, generalisation, limits=limits)
     kept = bench.checkpoint.begin("search", supernet.net)
     train(model, plan, objective, workers=workers, on_epoch=on_epoch, checkpoint=kept)
-    return supernet.discretise(name)
+    return supernet.choices(name)
 
 
 def make_objective(
-    model: nn.Module, supernet: Supernet, config: SupernetConfig, generalisation: Generalisation | None
+    model: nn.Module,
+    supernet: Supernet,
+    config: SupernetConfig,
+    generalisation: Generalisation | None,
+    *,
+    limits: Mapping[str, int] | None = None,
 ) -> StepTerms:
-    """The terms of eq. 6 for a batch. `model` is the supernet's network as the workers wrap it."""
+    """The terms of eq. 6 for a batch, and the barrier. `model` is the supernet's network as the workers wrap it.
+
+    `limits` are what the barrier stands at (`allocate.ceilings`).
+    """
 
     def step_terms(batch: Batch) -> dict[str, Tensor]:
         logits = model(batch.images)
@@ -82,6 +97,9 @@ def make_objective(
         if generalisation is not None:
             terms |= generalisation.terms(batch, logits)
             loss = loss + generalisation.eta * terms["generalisation_risk"]
+        if config.barrier and limits:
+            terms["barrier"] = budget_barrier(supernet.usage(limits))
+            loss = loss + config.barrier * terms["barrier"]
         return {"loss": loss, **terms}
 
     return step_terms

@@ -20,7 +20,10 @@ from trainables.errors import CoverageError
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
 
-WEIGHT_QUANTIZERS = {"pact": PactWeights, "hwgq": HwgqWeights}
+WEIGHT_QUANTIZERS: dict[QuantizerName, type[PactWeights] | type[HwgqWeights]] = {
+    "pact": PactWeights,
+    "hwgq": HwgqWeights,
+}
 ACT_QUANTIZERS: dict[QuantizerName, type[PactActivations] | type[HwgqActivations]] = {
     "pact": PactActivations,
     "hwgq": HwgqActivations,
