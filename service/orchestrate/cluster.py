@@ -24,6 +24,8 @@ def connected(spec: SweepSpec, address: str) -> Iterator[None]:
     """A Ray of our own for the time of a sweep, the cluster at `address`, or the one that this process already uses."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Workers stay in the driver's folder: a relative data.root is one place for both.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     if ray.is_initialized():
         _check(spec)
         yield
