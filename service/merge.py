@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> tuple[Source, Sourc
     layers = _files(path)
     source = Source(layers[0].file, layers[0].text)
     for layer in reversed(layers):
-        source.cover(layer, _is_entry)
+        _lay(source, layer, _is_entry)
     files = tuple(layer.file for layer in reversed(layers))
     smoke = _smoke_run(source, files)
     if smoke:
@@ -77,9 +77,19 @@ def _smoke_run(source: Source, files: Sequence[str]) -> Source | None:
     source.raise_problems()
     profile = source.cut("smoke")
     smoke = copy.deepcopy(source)
-    smoke.cover(profile, lambda place: place == ("space",))
+    _lay(smoke, profile, lambda place: place == ("space",))
     smoke.origins = (*files, "--smoke")
     return smoke
+
+
+def _lay(source: Source, above: Source, is_whole: Callable[[Path_], bool]) -> None:
+    """Lays a source over another. What the one above always varies, the one below no longer fixes."""
+    for prefix in ((), ("smoke",)):
+        for name, entry in above.mapping((*prefix, "space")).items():
+            # Where a condition does not hold, a setting is what is fixed below.
+            if "." in name and not (isinstance(entry, dict) and "when" in entry):
+                source.drop((*prefix, *name.split(".", 1)))
+    source.cover(above, is_whole)
 
 
 def _set(source: Source, overrides: Sequence[str], *, rank: int) -> None:
@@ -89,7 +99,7 @@ def _set(source: Source, overrides: Sequence[str], *, rank: int) -> None:
         setting, value = _split(override, source)
         if setting:
             layer = parse_setting(value, setting, _short(where), number)
-            source.cover(layer, lambda place, whole=setting: place == whole)  # type: ignore[misc]
+            _lay(source, layer, lambda place, whole=setting: place == whole)  # type: ignore[misc]
     _check_variables(source)
 
 
@@ -149,8 +159,8 @@ def _base_path(source: Source, name: Any, chain: Sequence[Path]) -> Path:
 
 
 def _is_entry(path: Path_) -> bool:
-    """What is replaced whole: a range of the space, as one is not half uniform, half int, and a smoke run's space."""
-    return (len(path) == 2 and path[0] == "space") or path == ("smoke", "space")
+    """Whether this is a range of a space, which is replaced whole: one is not half uniform, half int."""
+    return path[-2:-1] == ("space",) and len(path) == (3 if path[0] == "smoke" else 2)
 
 
 def _split(override: str, source: Source) -> tuple[Path_, str]:

@@ -104,6 +104,19 @@ class Source:
         self._refused |= above._refused
         self._above_refused |= above._above_refused
 
+    def mapping(self, path: Path_) -> dict[str, Any]:
+        """The mapping at `path`, to be changed in place; an empty one where there is none."""
+        found: Any = self.content
+        for part in path:
+            found = found.get(part) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    def drop(self, path: Path_) -> None:
+        """Forgets a value, if there is one."""
+        holder = self.mapping(path[:-1])
+        if path[-1] in holder:
+            self._forget(path, holder.pop(str(path[-1])))
+
     def cut(self, key: str) -> Source:
         """Takes a mapping of the top level out of this source: another one, of which it is the whole content."""
         taken = Source(self.file, "", self.rank, content=self.content.pop(key))

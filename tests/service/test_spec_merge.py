@@ -174,6 +174,23 @@ def test_a_secret_comes_from_the_environment_and_is_never_kept(
         load_spec(tmp_path / "plain.yaml")
 
 
+def test_what_a_base_fixes_its_heir_may_vary(child: Path) -> None:
+    child.write_text(
+        "base: below.yaml\nspace:\n  method.eta: {uniform: [0, 1]}\n  finetune.epochs: {choice: [1, 2]}\n"
+        "  network.name: {fixed: resnet20, when: {finetune.epochs: 2}}\n"
+    )
+    spec = load_spec(child)
+    assert spec.fixed["method"] == {"weight_bits": [2, 4]}
+    assert spec.fixed["finetune"] == {}
+    # Where the condition does not hold, what the base fixes.
+    assert spec.names("network") == ("resnet20", "resnet8")
+    spec = load_spec(child.with_name("below.yaml"), ["space.method.eta={grid: [1, 2]}"])
+    assert (list(spec.space)[-1], spec.fixed["method"]) == ("method.eta", {"weight_bits": [2, 4]})
+    child.write_text("base: below.yaml\nmethod: {eta: 2.0}\nspace: {method.eta: {uniform: [0, 1]}}\n")
+    with pytest.raises(SpecError, match=r"above\.yaml:3:9: space\.method\.eta: also fixed under 'method:'"):
+        load_spec(child)
+
+
 SMOKE = """\
 smoke:
   data: {image_size: 8}
@@ -209,15 +226,24 @@ def test_what_is_kept_of_a_smoke_run_is_what_ran(child: Path, tmp_path: Path) ->
 def test_a_base_may_carry_the_profile_and_its_heir_changes_it(child: Path) -> None:
     child.with_name("below.yaml").write_text(BASE + SMOKE)
     assert list(load_spec(child, smoke=True).space) == ["method.zeta"]
-    child.write_text(CHILD + "smoke: {method: {epochs: 3}, space: {method.eta: {fixed: 2}, method.zeta: {fixed: 1}}}\n")
-    child.write_text(child.read_text().replace("method: {eta: 1e-05, ", "method: {").replace("[3]}\n", "[3]}\n", 1))
-    child.with_name("below.yaml").write_text(
-        (BASE + SMOKE).replace("eta: 1.0, ", "").replace("trials: 2\n", "trials: 1\n")
+    child.write_text(
+        CHILD + "smoke: {method: {epochs: 3}, space: {method.p: {fixed: 2}, method.zeta: {fixed: 1}}, trials: 1}\n"
     )
-    child.write_text(child.read_text().replace("space:\n", "space:\n  method.eta: {fixed: 1.0}\n", 1))
     smoke = load_spec(child, smoke=True)
-    assert (list(smoke.space), smoke.fixed["method"]["epochs"], smoke.trials) == (["method.eta", "method.zeta"], 3, 1)
+    # Profiles are merged as files are: entries of the space one by one.
+    assert (list(smoke.space), smoke.fixed["method"]["epochs"], smoke.trials) == (["method.zeta", "method.p"], 3, 1)
+    assert smoke.identity["space"]["method.zeta"] == {"choice": [1.0]}
     assert smoke.fixed["data"]["image_size"] == 8
+
+
+def test_a_profile_may_vary_what_the_sweep_or_a_profile_below_fixes(child: Path) -> None:
+    child.with_name("below.yaml").write_text(BASE + SMOKE.replace("method: {epochs: 1}", "method: {epochs: 1, p: 2.0}"))
+    child.write_text(
+        CHILD + "smoke:\n  space: {method.zeta: {fixed: 1}, method.eta: {fixed: 2}, method.p: {grid: [1, 3]}}\n"
+    )
+    smoke = load_spec(child, smoke=True)
+    assert smoke.fixed["method"] == {"epochs": 1, "weight_bits": [3]}
+    assert load_spec(child).fixed["method"] == {"eta": 1e-05, "weight_bits": [3]}
 
 
 def test_the_command_line_lies_above_the_profile(child: Path) -> None:
