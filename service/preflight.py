@@ -18,7 +18,7 @@ from trainables import api
 from trainables.api import Reach, Survey
 from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
-from trainables.errors import ConfigError, DataMissingError, StorageError
+from trainables.errors import ConfigError, DataMissingError, InfeasibleBudgetError, StorageError
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where it stands in the sweep's YAML, and the message."""
@@ -147,18 +147,15 @@ def _constraint_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Proble
 
 
 def _budget_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Problem]:
-    """Every cost has its floor in the policy with the fewest bits, so that limits can be looked at one by one."""
     found = {subject(combination.config): (combination, survey) for combination, survey in surveyed}
     for config, settings in budgets(spec):
         combination, survey = found[subject(config)]
-        for key, limit in config.budget.limits.items():
-            reach = survey.reach.get(key)
-            bound = Constraint(key, ">=" if key == "compression" else "<=", limit)
-            reason = _out_of_reach(bound, reach) if reach else ""
-            if reason:
-                where = f" of {combination.label}" if len(surveyed) > 1 else ""
-                message = f"no policy{where} keeps {limit:g}: with the widths offered it is {reason}"
-                yield spec.path_of(f"budget.{key}", settings), f"budget.{key}: {message}"
+        try:
+            api.check_budget(config, survey)
+        except InfeasibleBudgetError as error:
+            where = f"{combination.label}: " if len(surveyed) > 1 else ""
+            for key, message in error.problems.items():
+                yield spec.path_of(f"budget.{key}", settings), f"{where}{message.rstrip('.')}"
 
 
 def _out_of_reach(constraint: Constraint, reach: Reach) -> str:
