@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from trainables.config import GmpqConfig, NetworkConfig
 from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError
 from trainables.models import build_network
-from trainables.policy import LayerBits
+from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import QuantConv2d, QuantLinear, calibrate, quant_layers
 from trainables.supernet import Supernet, assign_roles, build_supernet, deploy
 
@@ -165,3 +166,90 @@ def test_every_weight_and_logit_of_a_supernet_gets_a_gradient(name: str, quantiz
     missing = [n for n, p in supernet.net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert missing == []
     assert all(float(p.grad.abs().sum()) > 0 for p in supernet.bit_logits())
+
+
+class Residual(nn.Module):
+    """Two stages: in each, two layers that read one activation, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b, self.c = (nn.Conv2d(i, 4, 1) for i in (3, 4, 4, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.stem(images))
+        x = F.relu(self.a(x) + self.b(x))
+        return self.head((x + self.c(x)).mean((2, 3)))
+
+
+def test_layers_that_share_an_activation_have_one_quantiser_and_one_vector_of_logits() -> None:
+    images = torch.randn(4, 3, 6, 6)
+    supernet, costs = made(Residual(), images)
+    a, b, c = (supernet.searched[name].mixture for name in "abc")
+    assert a.act_logits is b.act_logits
+    assert a.activations is b.activations
+    assert a.weight_logits is not b.weight_logits
+    assert c.act_logits is not a.act_logits
+    assert len(supernet.bit_logits()) == 5
+    with torch.no_grad():
+        b.act_logits.copy_(torch.tensor([0.0, 0.0, 1.0]))
+        a.weight_logits.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    policy = supernet.discretise("net")
+    assert [policy.bits[name] for name in "abc"] == [LayerBits(3, 4), LayerBits(2, 4), LayerBits(2, 2)]
+    largest = [1 / 3, 1 / 3, math.e / (2 + math.e)]
+    assert supernet.certainty() == pytest.approx((sum(largest) + largest[2] + 1 / 3) / 5)
+    deployed = deploy(Residual(), costs, policy, "pact")
+    assert deployed.a.mixture.activations is deployed.b.mixture.activations
+    # Other bits for a and b, from a policy that knows nothing of groups, need a quantiser each.
+    apart = BitPolicy(network="net", bits={**policy.bits, "b": LayerBits(2, 2)}, pinned=policy.pinned)
+    assert [deploy(Residual(), costs, apart, "pact").get_submodule(n).mixture.act_bits for n in "ab"] == [(4,), (2,)]
+
+
+def test_both_layers_of_a_group_move_its_logits_and_its_clip() -> None:
+    images = torch.randn(4, 3, 6, 6)
+    supernet, _ = made(Residual(), images)
+    supernet.net(images).sum().backward()
+    together = supernet.searched["a"].mixture.act_logits.grad.clone()
+    parts = []
+    for alone in ("a", "b"):
+        supernet.net.zero_grad()
+        x = F.relu(supernet.net.stem(images)).detach()
+        outs = {name: supernet.searched[name](x) for name in ("a", "b")}
+        mixed = F.relu(sum(out if name == alone else out.detach() for name, out in outs.items()))
+        supernet.net.head((mixed + supernet.net.c(mixed)).mean((2, 3))).sum().backward()
+        parts.append(supernet.searched["a"].mixture.act_logits.grad.clone())
+    torch.testing.assert_close(parts[0] + parts[1], together)
+    assert all(float(part.abs().sum()) > 0 for part in parts)
+
+
+def test_a_pinned_layer_fixes_the_activation_of_its_group_alone() -> None:
+    images = torch.randn(4, 3, 6, 6)
+    net = Residual()
+    costs = measure(net, images)
+    roles = assign_roles(costs, NetworkConfig(name="net", pinned={"b": 6}))
+    assert roles.fixed_acts == {"stem": 8, "a": 6, "head": 8}
+    supernet = build_supernet(net, costs, roles, CONFIG)
+    mixture = supernet.searched["a"].mixture
+    assert (mixture.act_bits, mixture.weight_bits) == ((6,), (2, 3, 4))
+    assert mixture.activations is quant_layers(supernet.net)["b"].mixture.activations
+    assert supernet.discretise("net").bits["a"] == LayerBits(weight=2, act=6)
+    torch.testing.assert_close(supernet.expected_bits()[1], torch.tensor([6.0, 3.0]))
+    tied = assign_roles(costs, NetworkConfig(name="net", pinned={"c": 5}, tie_residuals=True))
+    assert (tied.group_of["c"], tied.fixed_acts["c"]) == ("c", 5)
+
+
+def test_tied_residuals_share_bits_through_sums() -> None:
+    costs = measure(build_network("resnet8", num_classes=10, image_size=16), torch.randn(2, 3, 16, 16))
+    free = assign_roles(costs, NetworkConfig(name="resnet8"))
+    tied = assign_roles(costs, NetworkConfig(name="resnet8", tie_residuals=True))
+    assert free.groups["layer2.0.conv1"] == ["layer2.0.conv1", "layer2.0.downsample.0"]
+    assert tied.groups["layer1.0.conv1"] == ["layer1.0.conv1", "layer2.0.conv1", "layer2.0.downsample.0"]
+
+
+def test_pinned_layers_that_share_an_activation_must_agree() -> None:
+    costs = measure(Residual(), torch.randn(4, 3, 6, 6))
+    message = r"network\.pinned: a has 4 bits and b has 6, but they share an activation.*give both the same bits"
+    with pytest.raises(ConfigError, match=message):
+        assign_roles(costs, NetworkConfig(name="net", pinned={"a": 4, "b": 6}))
+    assert assign_roles(costs, NetworkConfig(name="net", pinned={"a": 4, "b": 4})).fixed_acts["a"] == 4

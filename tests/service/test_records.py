@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.records import SweepRecord, SweepStore, TrialRecord
+from trainables.choices import Choices, Scores
 from trainables.errors import StorageError
 from trainables.report import EpochReport
 
@@ -27,6 +28,20 @@ def epoch(number: int) -> EpochReport:
 @pytest.fixture
 def store(tmp_path: Path) -> SweepStore:
     return SweepStore.create(tmp_path, SWEEP, spec_text="name: s\n")
+
+
+def test_what_a_policy_was_chosen_from_reads_back(store: SweepStore) -> None:
+    begin(store)
+    choices = Choices(
+        network="resnet8",
+        layers=("conv1", "a"),
+        weights={"a": Scores((2, 3), (-0.1, -2.3))},
+        acts={"a": Scores((4, 2), (-0.7, -0.7))},
+        group_of={"a": "a"},
+        pinned={"conv1": 8},
+    )
+    store.save_choices("t0000", choices)
+    assert store.choices("t0000") == choices
 
 
 def test_a_name_is_taken_once_also_when_many_start_at_once(tmp_path: Path) -> None:
