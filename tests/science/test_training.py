@@ -24,6 +24,8 @@ from trainables.config import (
 from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.errors import DivergedError, StorageError
+from trainables.methods.loop import new_supernet
+from trainables.quantizers.pact import CLIP_START
 from trainables.training import TrainingPlan, at_shares, cosine, every, train
 
 ALONE = Workers(0, 1, torch.device("cpu"))
@@ -186,3 +188,24 @@ def test_a_search_that_diverges_is_named(store: Path) -> None:
     method = GmpqConfig(zeta=0.1, eta=1.0, epochs=1, batch_size=64, weight_lr=1e30)
     with pytest.raises(DivergedError, match="no longer finite"):
         run_trial(replace(TINY, method=method), quiet, store=store)
+
+
+def test_a_search_on_a_transformer_starts_with_no_activation_rounded_to_zero(tmp_path: Path) -> None:
+    """With a clip of 6 everywhere the inputs of its projections are zeros: neither weights nor clips get a gradient."""
+    config = replace(TINY, network=NetworkConfig(name="deit_tiny_patch4"), reference=ReferenceConfig(epochs=1))
+    ensure_reference(config, quiet, store=tmp_path)
+    bench = reference.load_bench(config, store=tmp_path)
+    zeros: dict[str, float] = {}
+    for start in ("release", "ours"):
+        supernet = new_supernet(bench, config.method)
+        for name, layer in supernet.searched.items():
+            activations = layer.mixture.activations
+            if start == "release":
+                activations.clip.data.fill_(CLIP_START)
+            activations.register_forward_hook(
+                lambda m, i, out, name=name: zeros.__setitem__(name, float((out == 0).float().mean()))
+            )
+        supernet.net.eval()(bench.probe)
+        if start == "release":
+            assert max(zeros.values()) > 0.99
+    assert max(zeros.values()) < 0.9

@@ -20,6 +20,7 @@ from trainables.allocate import allocate, ceilings
 from trainables.choices import Choices
 from trainables.config import SupernetConfig
 from trainables.data.splits import Batch
+from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
 from trainables.risks import budget_barrier, complexity_risk
@@ -39,11 +40,17 @@ class Generalisation:
 
 
 def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
-    """A trainable supernet with the reference's weights, or with fresh ones."""
+    """A trainable supernet with the reference's weights, or with fresh ones.
+
+    DEVIATION: clips start at 6 (PACT) where a layer reads no negative values. Else they are calibrated on a few images:
+    what a transformer's projections read is so small that with a range of ±6 it is rounded to zero, and stays there.
+    """
     net = bench.reference
     if config.start == "scratch":
         net = fresh_network(bench.config, bench.data).to(bench.workers.device)
     supernet = build_supernet(net, bench.costs, bench.roles, config)
+    signed = [name for name in supernet.searched if bench.costs.work[name].reads_negative]
+    calibrate(supernet.net, bench.probe, layers=signed)
     supernet.net.requires_grad_(True)
     return supernet
 

@@ -9,6 +9,7 @@ DEVIATION: eq. 5 normalises π linearly, which needs positive parameters; softma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -110,13 +111,15 @@ def quant_layers(net: nn.Module) -> dict[str, QuantLayer]:
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, images: Tensor) -> None:
-    """Sets every learned clip from one batch, layer after layer, each reading what the layers before it quantised."""
+def calibrate(net: nn.Module, images: Tensor, *, layers: Iterable[str] | None = None) -> None:
+    """Sets the learned clips of these layers, or of all, from one batch; each reads what those before it quantised."""
     was_training = net.training
     net.eval()
-    for layer in quant_layers(net).values():
-        layer.mixture.calibrating = True
+    quantized = quant_layers(net)
+    mixtures = [quantized[name].mixture for name in (quantized if layers is None else layers)]
+    for mixture in mixtures:
+        mixture.calibrating = True
     net(images)
-    for layer in quant_layers(net).values():
-        layer.mixture.calibrating = False
+    for mixture in mixtures:
+        mixture.calibrating = False
     net.train(was_training)
