@@ -104,7 +104,7 @@ class _Program:
         """The best policy within the limits."""
         loss = self._loss()
         while True:
-            with _output_to_stderr():
+            with _quiet():
                 found = milp(
                     loss,
                     constraints=self._constraints,
@@ -192,16 +192,19 @@ def _counts(work: LayerWork, weight: int, act: int) -> dict[str, int]:
 
 
 @contextmanager
-def _output_to_stderr() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """HiGHS now and then prints a line of its debugging from C, which must not end up in what a command prints."""
-    stdout = os.dup(1)
-    os.dup2(2, 1)
+    libc = ctypes.CDLL(None)
+    libc.fflush(None)
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
-        ctypes.CDLL(None).fflush(None)
+        libc.fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)
+        os.close(nowhere)
 
 
 def _worthwhile(scores: Scores) -> list[int]:

@@ -215,3 +215,13 @@ def test_allocation_needs_no_torch() -> None:
 
     code = "import sys; import trainables.allocate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    print("before")
+    for seed in range(4):
+        choices, costs = random_problem(seed, layers=40, widths=(2, 3, 4, 5, 6, 7, 8))
+        low, high = costs.of(choices.smallest), costs.of(choices.best)
+        allocate(choices, costs, BudgetConfig(**{name: (low[name] + high[name]) / 2 for name in COSTS[1::2]}))
+    print("after")
+    assert capfd.readouterr() == ("before\nafter\n", "")
