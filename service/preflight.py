@@ -19,6 +19,7 @@ from trainables.api import Reach, Survey
 from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
 from trainables.errors import ConfigError, DataMissingError, InfeasibleBudgetError, StorageError
+from trainables.user_code import is_import_path
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where it stands in the sweep's YAML, and the message."""
@@ -109,10 +110,11 @@ def _check_storage(storage: Path) -> None:
 
 
 def needs_survey(spec: SweepSpec) -> bool:
-    """Whether `check_survey` has anything to compare: surveying a network takes seconds."""
+    """Whether a survey, which takes seconds, can find anything wrong: limits, pixels, or code of the user's own."""
     written = "top_k" in spec.fixed["method"] or "method.top_k" in spec.space
     limited = bool(spec.fixed["budget"]) or any(name.startswith("budget.") for name in spec.space)
-    return bool(spec.constraints) or limited or written or _is_written(spec, spec.evaluation.top_k)
+    own_code = any(is_import_path(name) for place in ("network", "data") for name in spec.names(place))
+    return bool(spec.constraints) or limited or written or own_code or _is_written(spec, spec.evaluation.top_k)
 
 
 def survey_all(spec: SweepSpec) -> Surveyed:

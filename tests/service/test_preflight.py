@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from service.cli import main
 from service.combinations import Surveyed, combinations
 from service.preflight import check, check_survey, survey_all
 from service.records import SweepRecord, SweepStore
@@ -300,3 +302,14 @@ def test_sweeps_to_learn_from_are_there_before_anything_runs(tmp_path: Path) -> 
     assert f"s.yaml:17:30: warm_start.sweeps: {tmp_path / 'st'} holds no sweep 'oldr'; did you mean 'older'?" in first
     assert "s.yaml:17:36: warm_start.sweeps: 'good' is this sweep itself; name others" in second
     assert store.is_dir()
+
+
+def test_code_of_the_users_own_that_is_not_there_is_found_by_check(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "name: own\ntrials: 1\nnetwork: {name: 'no_such_module:net'}\ndata: {name: digits, image_size: 16}\n"
+        "reference: {epochs: 1}\nmethod: {name: edmips}\nfinetune: {epochs: 1}\nspace: {method.zeta: {fixed: 1.0}}\n"
+    )
+    ended = CliRunner().invoke(main, ["check", str(tmp_path / "s.yaml")])
+    assert ended.exit_code == 2
+    assert "network.name" in ended.output
+    assert "no_such_module" in ended.output
