@@ -285,6 +285,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "data": ", ".join(spec.names("data")),
         "objectives": [objective.name for objective in spec.objectives],
         "constraints": [str(constraint) for constraint in spec.constraints],
+        "budget": dict(spec.fixed["budget"]),
         "space": plan.space,
         **(_survey_json(plan.estimates[0].survey) if len(plan.estimates) == 1 else {}),
         "combinations": [
@@ -333,6 +334,7 @@ def as_text(plan: Plan) -> str:
         ("trials", f"{spec.trials} of {spec.method_name}: {subjects}"),
         ("objectives", ", ".join(objective.name for objective in spec.objectives)),
         *(("constraint", str(constraint)) for constraint in spec.constraints),
+        *(("budget", f"{name}: {limit:g}") for name, limit in spec.fixed["budget"].items() if limit),
         *(("varied", f"{name}: {text}") for name, text in plan.space.items()),
         *(line for one in plan.estimates for line in _reach_lines(one, alone=len(plan.estimates) == 1)),
         *_cost_lines(plan),

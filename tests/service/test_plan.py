@@ -309,7 +309,8 @@ def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
 
 def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
     spec = spec_of(
-        tmp_path, "constraints: [bops_g <= 0.4]\nlimits: {device_hours: 10}\nresources: {price_per_device_hour: 2.0}\n"
+        tmp_path,
+        "budget: {storage_mb: 0.03}\nconstraints: [bops_g <= 0.4]\nlimits: {device_hours: 10}\nresources: {price_per_device_hour: 2.0}\n",
     )
     plan = plan_of(spec, reference=1.0)
     content = json.loads(json.dumps(as_json(plan), allow_nan=False))
@@ -317,6 +318,7 @@ def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
     assert content["device_hours"] == {"low": 25.0, "high": 25.0}
     assert content["limits"] == {"limits.device_hours": "10"}
     assert content["constraints"] == ["bops_g <= 0.4"]
+    assert content["budget"] == {"storage_mb": 0.03}
     assert content["trials_within_limits"] == 5
     # All that there is to say is in both.
     text = as_text(plan)
@@ -325,6 +327,7 @@ def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
         "0.01 to 1, log scale",
         "0.1 to 0.5",
         "bops_g <= 0.4",
+        "storage_mb: 0.03",
         "about 2 h, measured on one step here",
         "about 50.00 USD",
         "warning: limits.device_hours",
