@@ -19,13 +19,16 @@ from trainables.distributed import Workers
 from trainables.policy import BitPolicy, policy_of
 from trainables.report import Stage
 
+FORMAT = 2
+"""Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way."""
+
 
 class Checkpoint:
     """The file of a trial, or of a reference: read by every worker, written by rank 0.
 
     Holds one stage: its finished epochs, weights, optimisers and generators, with the time spent in every stage so far
-    and, once they are known, the choices and the policy. A file that cannot be read counts as none: the same numbers
-    are computed again.
+    and, once they are known, the choices and the policy. A file that cannot be read, or of another format, counts as
+    none: its epochs are computed again.
     """
 
     def __init__(self, path: Path | None, workers: Workers) -> None:
@@ -88,6 +91,7 @@ class Checkpoint:
         self.stop()
         self._stage = running
         content: dict[str, Any] = {
+            "format": FORMAT,
             "stage": stage,
             "epoch": epoch,
             "net": net.state_dict(),
@@ -124,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
         kept = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file fails in a dozen ways, all of which mean the same
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return kept if isinstance(kept, dict) and kept.get("format") == FORMAT else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ import torch
 
 from trainables.api import EpochReport, ensure_reference, run_trial
 from trainables.config import (
+    BudgetConfig,
     DataConfig,
     FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
+    RgmpqConfig,
     TrialConfig,
 )
 
@@ -76,6 +78,23 @@ def test_a_trial_goes_on_after_its_last_epoch_to_the_same_end(store: Path, tmp_p
     assert found.metrics["device_hours"] > 0
 
 
+def test_a_trial_with_kept_maps_ties_and_a_budget_goes_on_to_the_same_end(store: Path, tmp_path: Path) -> None:
+    config = replace(
+        TINY,
+        network=replace(TINY.network, tie_residuals=True),
+        method=RgmpqConfig(zeta=0.3, eta=1.0, epochs=2, batch_size=64, barrier=0.1, gamma=0.5),
+        budget=BudgetConfig(compression=120.0),
+    )
+    undisturbed = run_trial(config, Reports(), store=store)
+    for survive in (1, 3):
+        file = tmp_path / f"{survive}.pt"
+        with pytest.raises(CutOffError):
+            run_trial(config, Reports(survive), store=store, checkpoint=file)
+        found = run_trial(config, Reports(), store=store, checkpoint=file)
+        assert (found.record, found.choices) == (undisturbed.record, undisturbed.choices)
+        assert untimed(found.metrics) == untimed(undisturbed.metrics)
+
+
 def test_time_of_attempts_that_were_cut_off_is_counted(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pt"
     with pytest.raises(CutOffError):
@@ -88,6 +107,20 @@ def test_time_of_attempts_that_were_cut_off_is_counted(store: Path, tmp_path: Pa
 def test_a_file_that_is_damaged_counts_as_none(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(b"PK\x03\x04 half of a file")
+    reports = Reports()
+    run_trial(TINY, reports, store=store, checkpoint=file)
+    assert len(reports.seen) == 4
+
+
+@pytest.mark.parametrize("survive", [1, 3])
+def test_a_file_of_another_format_counts_as_none(store: Path, tmp_path: Path, survive: int) -> None:
+    """Of an earlier version, whose layers had other parameters: loading it would mix them up, or fail."""
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(CutOffError):
+        run_trial(TINY, Reports(survive), store=store, checkpoint=file)
+    content = torch.load(file, weights_only=True)
+    del content["format"]
+    torch.save({**content, "optimizers": content["optimizers"][:1]}, file)
     reports = Reports()
     run_trial(TINY, reports, store=store, checkpoint=file)
     assert len(reports.seen) == 4
