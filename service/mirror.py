@@ -6,6 +6,7 @@ rebuilt from the sweep's storage if it is lost.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -278,6 +279,8 @@ class BackgroundMirror:
     """Syncs in a thread of its own, so that a slow or absent server never holds up the sweep."""
 
     def __init__(self, tracker: Tracker) -> None:
+        # Here and not in the thread: two threads that import it at once can see half of it.
+        importlib.import_module("mlflow.tracking")
         self._tracker = tracker
         self._wanted, self._closing = threading.Event(), threading.Event()
         self._error: Exception | None = None
