@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,13 +82,17 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_budget(*context: click.Context, **arguments: Any) -> Any:
-        limits = {name: arguments.pop(name) for name in names}
+        given = {name: arguments.pop(name) for name in names}
+        limits = {name: limit for name, limit in given.items() if limit is not None}
+        for name, limit in limits.items():
+            if not 0 < limit < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} is {limit:g}; give a positive, finite number.")
         return command(*context, budget=BudgetConfig(**limits), **arguments)
 
     decorated: Callable[..., Any] = with_budget
     for name in reversed(names):
         option = f"--{name.replace('_', '-')}"
-        decorated = click.option(option, type=float, default=0.0, help=LIMITS[name])(decorated)
+        decorated = click.option(option, type=float, help=LIMITS[name])(decorated)
     return decorated
 
 
@@ -103,12 +108,17 @@ def _console() -> Console:
 @storage_option
 @json_option
 @click.option("--png", type=click.Path(path_type=Path), help="Draw the bits into this file as well.")
-def show(name: str, storage: Path, as_json: bool, png: Path | None) -> None:
+@force_option
+def show(name: str, storage: Path, as_json: bool, png: Path | None, force: bool) -> None:
     """Show a policy: its costs, and of every layer its bits, its work and its share of the BOPs."""
     from dashboards import policies as shown
     from dashboards.bits import draw_bits
-    from service.policies import find_policy
+    from service.policies import check_output, find_policy
 
+    if png:
+        if png.suffix.lower() != ".png":
+            raise ConfigError(f"--png {png}: give a name that ends in .png.")
+        check_output(png, force=force)
     record = find_policy(name, storage).record
     if png:
         draw_bits(record, png)
@@ -224,6 +234,9 @@ def set_(name: str, assignments: tuple[str, ...], storage: Path, output: Path, f
     check_output(output, force=force)
     record = find_policy(name, storage).record
     changed, notes = edited(record, [parse_assignment(text) for text in assignments])
+    if changed.policy.hash == record.policy.hash:
+        click.echo(f"{name} has these bits already; nothing was written.")
+        return
     write_text(output, changed.to_json())
     for note in notes:
         click.echo(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def policy_path(name: str, storage: Path) -> Path:
     """Where the policy is. A file comes before a trial of the same name."""
     if Path(name).is_file():
         return Path(name)
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder; give a policy file in it, or SWEEP/TRIAL such as quickstart/t0003.")
     sweep, slash, trial = name.partition("/")
     if not slash or "/" in trial or not sweep or not trial:
         raise ConfigError(f"{name}: no such file; give a policy file, or SWEEP/TRIAL such as quickstart/t0003.")
@@ -82,6 +85,8 @@ def check_output(path: Path, *, force: bool) -> None:
         raise ConfigError(f"{path}: that folder belongs to a trial, whose files never change; write elsewhere.")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; give a file in it, such as {path / POLICY_FILE}.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: {path.parent} is not a folder that can be written to; make it, or give another.")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; give another file, or --force to replace it.")
 
@@ -221,8 +226,10 @@ def _untied(policy: BitPolicy, work: CostModel) -> list[str]:
 def _miscounted(written: Mapping[str, float], counted: Mapping[str, float]) -> list[str]:
     return [
         f"costs.{name} is {written[name]:.10g} in the file, but the bits cost {counted[name]:.10g}."
+        if name in written
+        else f"costs.{name} is missing in the file; the bits cost {counted[name]:.10g}."
         for name in counted
-        if name in written and not math.isclose(written[name], counted[name], rel_tol=SAME, abs_tol=0.0)
+        if not math.isclose(written.get(name, math.nan), counted[name], rel_tol=SAME, abs_tol=0.0)
     ]
 
 

@@ -39,7 +39,10 @@ class Search:
         """The search whose choices lie in the folder of a policy. Raises StorageError where there are none."""
         path = found.path.parent / CHOICES_FILE
         if not path.exists():
-            raise StorageError(f"{path} does not exist: only the trial of a search leaves what it can be solved from.")
+            raise StorageError(
+                f"{found.name} has no {CHOICES_FILE} beside its policy, which a solution is made from: give SWEEP/TRIAL "
+                f"of a finished trial; one of an earlier version has to be searched again, under another name."
+            )
         choices = Choices.load(path)
         found.record.policy.check_covers(choices.layers)
         return cls(own=found.record, choices=choices, work=work_of(found.record))

@@ -129,8 +129,8 @@ def test_shares_of_bops_add_up_to_one_and_follow_from_the_bits(bitfront: Callabl
 
 
 def test_show_draws_the_picture(bitfront: Callable[..., Result], folder: Path) -> None:
-    bitfront("show", "a.json", "--png", "bits.picture")
-    assert (folder / "bits.picture").read_bytes().startswith(b"\x89PNG")
+    bitfront("show", "a.json", "--png", "bits.png")
+    assert (folder / "bits.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_file_of_version_1_is_shown_without_its_work(bitfront: Callable[..., Result]) -> None:
@@ -155,7 +155,7 @@ def test_a_trial_is_named_by_its_sweep_and_its_id_or_number(bitfront: Callable[.
         ("s/t0009", "s has no trial 't0009'; did you mean 't0001'?; known: t0000, t0001"),
         ("s/../s", "no such file"),
         ("s/t0000", "s/t0000 is pending and has no policy: only a trial that is done has."),
-        ("st", "st: no such file"),
+        ("st", "st is a folder"),
         ("picture.png", "picture.png: not a text file"),
         ("text.json", "text.json:1:1: not JSON"),
     ],
@@ -321,7 +321,7 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(bitfront: Callable[..., R
     trial = "st/s/trials/t0001/policy.json"
     assert "belongs to a trial" in bitfront("set", "a.json", "fc=4", "-o", trial, "--force", status=2).stderr
     assert "is a folder" in bitfront("set", "a.json", "fc=4", "-o", "st", "--force", status=2).stderr
-    assert "No such file" in bitfront("set", "a.json", "fc=4", "-o", "no/where.json", status=2).stderr
+    assert "no is not a folder" in bitfront("set", "a.json", "fc=4", "-o", "no/where.json", status=2).stderr
 
 
 def test_a_file_of_version_1_cannot_be_edited(bitfront: Callable[..., Result]) -> None:
@@ -434,7 +434,9 @@ def test_what_cannot_be_solved_is_one_message(bitfront: Callable[..., Result], w
     assert floor
     assert least <= float(floor[1]) <= 1.001 * least
     bitfront("solve", "s/1", "--bops-g", floor[1])
-    assert "choices.json does not exist" in bitfront("solve", "a.json", "--bops-g", "1", status=2).stderr
+    assert (
+        "a.json has no choices.json beside its policy" in bitfront("solve", "a.json", "--bops-g", "1", status=2).stderr
+    )
     assert "Nothing to solve: give a limit" in bitfront("solve", "s/1", status=2).stderr
     assert "--points finds several" in bitfront("solve", "s/1", "--points", "3", "-o", "new.json", status=2).stderr
     assert "a.json exists" in bitfront("solve", "s/1", "--bops-g", "1", "-o", "a.json", status=2).stderr
@@ -449,3 +451,45 @@ def test_no_command_loads_what_it_does_not_need(folder: Path) -> None:
             "assert not {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
+
+
+def test_a_picture_replaces_nothing_and_never_lies_with_a_trial(bitfront: Callable[..., Result], folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for target, message in (
+        (trial_file(folder), "give a name that ends in .png"),
+        (trial_file(folder).with_name("new.png"), "belongs to a trial, whose files never change"),
+        (folder / "missing" / "new.png", "is not a folder that can be written to"),
+    ):
+        assert message in bitfront("show", "s/t0001", "--png", str(target), status=2).stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "taken.png").write_bytes(b"mine")
+    bitfront("show", "s/t0001", "--png", str(folder / "taken.png"), status=2)
+    assert (folder / "taken.png").read_bytes() == b"mine"
+    bitfront("show", "s/t0001", "--png", str(folder / "taken.png"), "--force")
+    assert (folder / "taken.png").read_bytes().startswith(b"\x89PNG")
+
+
+def trial_file(folder: Path) -> Path:
+    return next(folder.rglob("trials/t0001/policy.json"))
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("command", ["validate", "solve"])
+def test_a_limit_is_a_positive_number(bitfront: Callable[..., Result], command: str, limit: str) -> None:
+    assert "give a positive, finite number" in bitfront(command, "s/t0001", f"--bops-g={limit}", status=2).stderr
+
+
+def test_costs_that_are_missing_are_found(bitfront: Callable[..., Result], folder: Path) -> None:
+    content = json.loads(trial_file(folder).read_text())
+    del content["costs"]["bops_g"]
+    (folder / "p.json").write_text(json.dumps(content))
+    ended = bitfront("validate", str(folder / "p.json"), status=1)
+    assert "costs.bops_g is missing in the file" in ended.output
+
+
+def test_bits_that_a_policy_has_already_are_not_written(bitfront: Callable[..., Result], folder: Path) -> None:
+    policy = PolicyRecord.load(trial_file(folder)).policy
+    name, bits = next(iter(policy.bits.items()))
+    ended = bitfront("set", "s/t0001", f"{name}={bits.weight}/{bits.act}", "-o", str(folder / "same.json"))
+    assert "has these bits already; nothing was written" in ended.output
+    assert not (folder / "same.json").exists()
