@@ -40,7 +40,7 @@ class Search:
         path = found.path.parent / CHOICES_FILE
         if not path.exists():
             raise StorageError(
-                f"{found.name} has no {CHOICES_FILE} beside its policy, which a solution is made from: give SWEEP/TRIAL "
+                f"{found.name} has no {CHOICES_FILE} beside its policy to solve again: give SWEEP/TRIAL "
                 f"of a finished trial; one of an earlier version has to be searched again, under another name."
             )
         choices = Choices.load(path)

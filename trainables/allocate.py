@@ -12,8 +12,9 @@ HiGHS works in floating point and lets a solution exceed a limit by 1e-6. So lim
 solution is checked in whole numbers, and one that exceeds any of them is cut off and the rest solved again: what is
 returned keeps every limit to the last bit, and of what keeps them nothing is better.
 
-Ties: a width that is worth no more than a smaller one is never chosen; of policies of equal score that of the fewest
-BOPs is, as `TIE` times the share of the full-precision BOPs is taken off the score.
+Ties: a width that is worth no more than a smaller one is never chosen. `TIE` times the share of the full-precision BOPs
+is taken off the score, so that of policies of equal score one with fewer BOPs is; shares that differ by less than the
+solver's tolerance count as equal.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def _ceiling(name: str, smallest: Counts, costs: CostModel, budget: BudgetConfig
         return name in budget.broken(costs.costs(replace(smallest, **{COUNT_OF[name]: value})))
 
     low = getattr(smallest, COUNT_OF[name])
-    high = max(2 * low, 1)
     # More than 32 bits for everything is not to be had, whatever the limit.
-    while not breaks(high) and high < 32 * 32 * low:
+    high, enough = max(2 * low, 1), 32 * 32 * max(low, 1)
+    while not breaks(high) and high < enough:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

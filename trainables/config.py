@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ Concavity = Literal["sqrt", "linear", "square"]
 Form = Literal["paper", "release"]
 TargetClass = Literal["label", "argmax"]
 Imitation = Literal["capacity", "dynamic"]
+
+MAX_LEVELS = 12
+"""Of a partition: with more, the coarsest map is a single pixel at any size of images."""
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 """Read by the spec's validator: unknown keys are errors, and nothing is converted silently."""
@@ -220,6 +224,8 @@ class RgmpqConfig(GmpqConfig):
     def __post_init__(self) -> None:
         GmpqConfig.__post_init__(self)
         _not_negative("method", levels=self.levels, gamma=self.gamma)
+        if self.levels > MAX_LEVELS:
+            raise ConfigError(f"method.levels is {self.levels}; give at most {MAX_LEVELS}.")
         if self.ratio < 2:
             raise ConfigError(f"method.ratio is {self.ratio}; give at least 2.")
 
@@ -259,7 +265,11 @@ class BudgetConfig:
     """Bits of an activation at most, mean over all that convolutions and linear layers read."""
 
     def __post_init__(self) -> None:
-        _not_negative("budget", **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        _not_negative("budget", **values)
+        for name, value in values.items():
+            if math.isinf(value):
+                raise ConfigError(f"budget.{name} is {value}; give a finite number, or 0 for no limit.")
 
     @property
     def limits(self) -> dict[str, float]:

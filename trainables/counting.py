@@ -56,7 +56,8 @@ class _Counter(TorchDispatchMode):
             return
         owners = [self.parameters.get(a.untyped_storage()._cdata) for a in args if isinstance(a, Tensor)]
         owned = sorted({owner for owner in owners if owner is not None})
-        if owned or packet not in _PRODUCTS:
+        made_of_images = all(self.streams.knows(a) for a in args if isinstance(a, Tensor))
+        if owned or packet not in _PRODUCTS or not made_of_images:
             raise CoverageError(
                 f"{self._where()}: {packet} does {macs} multiply-accumulates"
                 f"{' with ' + ', '.join(owned) if owned else ''}, outside of any Conv2d or Linear layer: "

@@ -8,8 +8,10 @@ which l = 1 is the coarsest; R the ratio; a_i ∈ R^C a pixel's activation.
 
         ‖a_i − a_j‖ ≤ γ·σ_l + δ_l,    σ_l = standard deviation of ‖a_i‖ over the level's pixels          (eqs 11-12)
 
-    A level's groups are the connected components of similar pixels within each parent group. What differs by rounding
-    alone is equal: δ_l = 10^-6·max ‖a_i‖. Each pixel of an attribution map gets its group's mean        (eq. 13)
+    A level's groups are the connected components of similar pixels within each parent group. Each pixel of an
+    attribution map gets its group's mean        (eq. 13)
+
+DEVIATION: δ_l = 10^-6·max ‖a_i‖ is not in the paper: what differs by rounding alone is equal, also where σ is 0.
 
 DEVIATION: Algorithm 1 numbers the levels the other way round and pools by R^l; the text and Fig. 7 of the paper have
 the first level coarsest and the last one in full resolution.
@@ -28,7 +30,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.components import similar_groups
 from trainables.errors import ConfigError
 
 NEGLIGIBLE = 1e-13
@@ -45,14 +46,17 @@ def partition(features: Tensor, *, size: int, levels: int, ratio: int, gamma: fl
         ratio: R, at least 2.
         gamma: γ, not negative.
     """
+    # numba takes a quarter of a second to import, and most searches need no partition.
+    from trainables.components import similar_groups
+
     if levels < 1 or ratio < 2 or gamma < 0:
         raise ConfigError(f"partition: levels {levels}, ratio {ratio}, gamma {gamma}; give at least 1, 2 and 0.")
-    points = coordinates(features).numpy()
     height, width = features.shape[2:]
-    ladders = [
-        (_weights(height, size, ratio ** (levels - level)), _weights(width, size, ratio ** (levels - level)))
-        for level in range(1, levels + 1)
-    ]
+    if size < max(height, width):
+        raise ConfigError(f"partition: the map has {height}x{width} pixels; give a size of at least that, not {size}.")
+    points = coordinates(features).numpy()
+    windows = [min(size, ratio ** (levels - level)) for level in range(1, levels + 1)]
+    ladders = [(_weights(height, size, window), _weights(width, size, window)) for window in windows]
     groups = np.empty((len(points), size, size), dtype=np.int32)
 
     def some_images(images: NDArray[np.int64]) -> None:
@@ -76,12 +80,17 @@ def coordinates(features: Tensor) -> Tensor:
 
     The dimensions are the principal axes of the pixels' second moments, sorted by the pixels' variance.
     """
-    count, _, height, width = features.shape
+    count, channels, height, width = features.shape
     pixels = features.detach().flatten(2).transpose(1, 2).double()
-    moments = (pixels @ pixels.transpose(1, 2)).cpu()
+    # The same axes either way: from the smaller of the two matrices of products.
+    by_pixel = height * width < channels
+    moments = (pixels @ pixels.transpose(1, 2) if by_pixel else pixels.transpose(1, 2) @ pixels).cpu()
     values, vectors = torch.linalg.eigh(moments)
     values = torch.where(values > NEGLIGIBLE * values[:, -1:], values, 0.0)
-    points = vectors * values.clamp_min(0).sqrt()[:, None, :]
+    if by_pixel:
+        points = vectors * values.clamp_min(0).sqrt()[:, None, :]
+    else:
+        points = pixels.cpu() @ vectors * (values > 0)[:, None, :]
     order = points.var(dim=1, unbiased=False).argsort(dim=1, descending=True)
     points = points.gather(2, order[:, None, :].expand_as(points))
     rank = max(1, int((values > 0).sum(dim=1).max()))

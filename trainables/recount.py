@@ -1,4 +1,4 @@
-"""What a deployed network costs, counted again from the network itself: no policy is asked."""
+"""What a deployed network costs, counted again from the network itself: no policy is asked for bits."""
 
 from __future__ import annotations
 

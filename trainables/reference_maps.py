@@ -32,7 +32,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -53,7 +52,7 @@ class Said(NamedTuple):
     """Of each image of a batch."""
 
     maps: Tensor
-    """[N, h, w], sums 1, or all zero."""
+    """[N, h, w], sums 1, or all zero; of a shifted image less what left it."""
     risks: Tensor
     """Cross-entropy of the label [N], nats."""
 
@@ -190,7 +189,7 @@ def _weights_digest(net: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -211,15 +210,20 @@ def _images(bench: Bench, split: Split) -> ImageSet:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """While others that want the same wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(".lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StorageError(f"{folder.parent} cannot be written and locked ({error.strerror}); check it.") from None
+    with lock:
         yield
 
 
 def _remove_stale(folder: Path, content: dict[str, Any]) -> None:
     """Deletes maps of other weights or images: nothing can ask for them any more. Who reads them goes on reading."""
-    for record in folder.glob("*/record.json"):
+    # Not the hidden ones: they are being filled, under locks of their own.
+    for record in folder.glob("[!.]*/record.json"):
         try:
             found = json.loads(record.read_text())
         except (OSError, ValueError):
@@ -237,27 +241,24 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
     try:
         unfinished.mkdir()
         (unfinished / "record.json").write_text(json.dumps(content, indent=2) + "\n")
-        filled = 0
-        arrays: list[NDArray[np.float32]] = []
-        for said in _computed(bench, setting, split):
-            if not arrays:
-                shapes = {name: (count, *part.shape[1:]) for name, part in said._asdict().items()}
-                arrays = [_array(unfinished / f"{name}.npy", shape) for name, shape in shapes.items()]
-            for array, part in zip(arrays, said, strict=True):
-                array[filled : filled + len(part)] = part.numpy()
-            filled += len(said.risks)
+        with (unfinished / "maps.npy").open("wb") as maps, (unfinished / "risks.npy").open("wb") as risks:
+            for said in _computed(bench, setting, split):
+                for file, part in zip((maps, risks), said, strict=True):
+                    if not file.tell():
+                        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+                        np.lib.format.write_array_header_2_0(file, header)
+                    # Written and not mapped: a full disk is then an error, and no signal that ends the process.
+                    file.write(part.numpy().astype("<f4").data)
         publish(unfinished, folder)
     except OSError as error:
+        if (folder / "record.json").exists():
+            return  # where a lock does not reach other machines, one of them was first
         raise StorageError(
             f"{folder}: {count} attribution maps cannot be written ({error.strerror}); make room, or give storage.path "
             "another place."
         ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
 
 
 def _read(folder: Path) -> KeptMaps:

@@ -58,6 +58,10 @@ class Streams:
         for groups in (self._same, self._added):
             groups.unite(before, activation)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether it was made of the images: a weight, or what is computed of weights alone, was not."""
+        return _memory(tensor) in self._number
+
     def observe(self, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
         """An operation was carried out; `out` is what it gave."""
         given = [_memory(tensor) for tensor in _tensors((args, kwargs))]

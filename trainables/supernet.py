@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainables.bops import COUNT_OF, FULL_BITS, CostModel
 from trainables.choices import Choices, Scores
 from trainables.config import NetworkConfig, QuantizerName, SupernetConfig
-from trainables.errors import ConfigError, CoverageError
+from trainables.errors import ConfigError, CoverageError, DivergedError
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 
@@ -144,7 +144,9 @@ class Supernet:
 
     @torch.no_grad()
     def choices(self, network: str) -> Choices:
-        """The scores of all widths: log π, nats."""
+        """The scores of all widths: log π, nats. Raises DivergedError where a logit is no longer finite."""
+        if not all(bool(logits.isfinite().all()) for logits in self.bit_logits()):
+            raise DivergedError("bit logits are no longer finite; try a smaller method.bit_lr.")
         mixtures = {name: layer.mixture for name, layer in self.searched.items()}
         return Choices(
             network=network,
@@ -212,8 +214,8 @@ def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: Quant
     """
     policy.check_covers(costs.layers)
     candidates = {name: ((policy.bits[name].weight,), (policy.bits[name].act,)) for name in costs.layers}
-    sharing = {name: (work.reads, policy.bits[name].act) for name, work in costs.layers.items()}
-    return _quantized_copy(net, costs, candidates, sharing, quantizer)
+    widths = {name: policy.bits[name].act for name in costs.layers}
+    return _quantized_copy(net, costs, candidates, widths, quantizer)
 
 
 def _quantized_copy(
@@ -223,15 +225,17 @@ def _quantized_copy(
     sharing: Mapping[str, Hashable],
     quantizer: QuantizerName,
 ) -> nn.Module:
-    """Layers with the same key in `sharing` have one activation quantiser and one vector of logits for it."""
+    """Layers with the same key in `sharing` have one vector of activation logits; of these, those that read the same
+    activation have one quantiser for it."""
     device = next(net.parameters()).device
-    signed = {sharing[name] for name in candidates if costs.work[name].reads_negative}
+    read = {name: (sharing[name], costs.work[name].reads) for name in candidates}
+    signed = {read[name] for name in candidates if costs.work[name].reads_negative}
     mixtures: dict[str, BitMixture] = {}
     first: dict[Hashable, BitMixture] = {}
     for name, (weight_bits, act_bits) in candidates.items():
-        key = sharing[name]
-        mixture = BitMixture(quantizer, weight_bits=weight_bits, act_bits=act_bits, signed=key in signed).to(device)
-        shared = first.setdefault(key, mixture)
-        mixture.activations, mixture.act_logits = shared.activations, shared.act_logits
+        is_signed = read[name] in signed
+        mixture = BitMixture(quantizer, weight_bits=weight_bits, act_bits=act_bits, signed=is_signed).to(device)
+        mixture.act_logits = first.setdefault(sharing[name], mixture).act_logits
+        mixture.activations = first.setdefault(read[name], mixture).activations
         mixtures[name] = mixture
     return quantize_layers(copy.deepcopy(net), mixtures)

@@ -230,9 +230,8 @@ class _Sample:
     images: ImageSet
     count: int
     clock: _Clock
-    what: str
-    later: str
-    """What they are for when they are read again."""
+    uses: tuple[str, ...]
+    """What they are read for the first time, the second and so on; the last again and again."""
     read: int = 0
 
     def __len__(self) -> int:
@@ -242,25 +241,33 @@ class _Sample:
         """See `ImageSet.batch`."""
         asked_s = self.clock.now_s()
         made = self.images.batch(places % len(self.images), draws)
-        what = self.what if self.read < self.count else self.later
+        what = self.uses[min(self.read // self.count, len(self.uses) - 1)]
         self.read += len(places)
         self.clock.notes.append(_Note(what, asked_s, self.clock.now_s()))
         return made
 
 
-def _sampled(data: DataSplits, config: TrialConfig, batch_size: int, clock: _Clock) -> DataSplits:
+def _sampled(
+    data: DataSplits,
+    config: TrialConfig,
+    batch_size: int,
+    clock: _Clock,
+    *,
+    validation_uses: tuple[str, ...] = ("validation",),
+) -> DataSplits:
     """Training and validation of as many batches as are timed, and one before."""
     steps = TIMED_STEPS + 1
     return replace(
         data,
-        train=_Sample(data.train, steps * batch_size, clock, "training", "training"),
-        # An epoch of the finetune takes top-1 first, then compares attribution.
-        validation=_Sample(data.validation, steps * config.evaluation.batch_size, clock, "validation", "comparison"),
+        train=_Sample(data.train, steps * batch_size, clock, ("training",)),
+        validation=_Sample(data.validation, steps * config.evaluation.batch_size, clock, validation_uses),
     )
 
 
 def _run_finetune(bench: Bench, policy: BitPolicy, clock: _Clock) -> None:
-    samples = _sampled(bench.data, bench.config, bench.config.finetune.batch_size, clock)
+    # The reference's maps are made first; an epoch of the finetune takes top-1, then compares attribution.
+    uses = ("maps", "validation", "comparison")
+    samples = _sampled(bench.data, bench.config, bench.config.finetune.batch_size, clock, validation_uses=uses)
     finetune(replace(bench, data=samples), policy, lambda epoch: clock.end())
 
 

@@ -225,3 +225,8 @@ def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
         allocate(choices, costs, BudgetConfig(**{name: (low[name] + high[name]) / 2 for name in COSTS[1::2]}))
     print("after")
     assert capfd.readouterr() == ("before\nafter\n", "")
+
+
+def test_a_limit_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"budget\.bops_g is inf; give a finite number"):
+        BudgetConfig(bops_g=math.inf)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainables.bops import CostModel
 from trainables.counting import measure
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, CoverageError
 from trainables.models import build_network
 
 
@@ -167,3 +167,17 @@ def test_costs_read_back_as_they_were_written() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             CostModel.from_content({**content, **change})
+
+
+def test_a_weight_that_is_computed_is_no_activation() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.w = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.linear(self.conv(images).mean((2, 3)), self.w * 2.0)
+
+    with pytest.raises(CoverageError, match="outside of any Conv2d or Linear layer"):
+        measure(Scaled(), torch.randn(2, 3, 8, 8))

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from trainables.components import ROUNDING
 from trainables.errors import ConfigError
-from trainables.partition import partition, smooth
+from trainables.partition import coordinates, partition, smooth
+
+ROUNDING = 1e-6
+"""What differs by less than this share of the largest norm is equal, by definition."""
 
 
 def by_definition(features: Tensor, *, size: int, levels: int, ratio: int, gamma: float) -> Tensor:
@@ -108,6 +110,24 @@ def test_smoothing_keeps_the_sum_and_does_nothing_the_second_time() -> None:
     assert not torch.allclose(once, maps)
     torch.testing.assert_close(once.sum((1, 2)), maps.sum((1, 2)))
     torch.testing.assert_close(smooth(once, groups), once)
+
+
+def test_coordinates_keep_norms_and_distances_from_channels_as_from_pixels() -> None:
+    for channels in (5, 40):
+        features = random_features(6, channels=channels, side=4).double()
+        points = coordinates(features)
+        assert points.shape[3] <= min(channels, 16)
+        pixels = features.flatten(2).transpose(1, 2)
+        torch.testing.assert_close(points.flatten(1, 2).norm(dim=2), pixels.norm(dim=2))
+        torch.testing.assert_close(torch.cdist(points.flatten(1, 2), points.flatten(1, 2)), torch.cdist(pixels, pixels))
+
+
+def test_a_map_larger_than_the_size_and_windows_larger_than_the_map() -> None:
+    with pytest.raises(ConfigError, match="the map has 8x8 pixels; give a size of at least that, not 4"):
+        partition(torch.ones(1, 2, 8, 8), size=4, levels=1, ratio=2, gamma=0.0)
+    features = random_features(7, channels=4, side=4)
+    many = partition(features, size=8, levels=40, ratio=4, gamma=0.5)
+    assert torch.equal(many, partition(features, size=8, levels=3, ratio=4, gamma=0.5))
 
 
 @pytest.mark.parametrize("wrong", [{"levels": 0}, {"ratio": 1}, {"gamma": -0.1}])

@@ -3,12 +3,12 @@
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,15 +220,22 @@ def test_a_process_that_died_while_filling_leaves_nothing_in_the_way(bench: Benc
     assert folders(store) == [folder]
 
 
-def test_a_store_that_cannot_be_written_says_so_and_leaves_nothing(
-    bench: Bench, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np.lib.format, "open_memmap", full)
-    with pytest.raises(
-        StorageError, match=r"maps cannot be written \(No space left on device\); make room"
-    ):
-        kept_maps(bench, MapSetting(), "train")
+def test_a_store_that_cannot_be_written_says_so_and_leaves_nothing(bench: Bench, store: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A disk that is full in the middle of a file, as far as this process can tell.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"maps cannot be written \(File too large\); make room"):
+            kept_maps(bench, SMOOTHED, "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert folders(store) == []
+    assert [path.name for path in store.glob("*/maps/.*")] == []
+
+
+def test_maps_that_another_process_is_filling_are_not_taken_for_stale(bench: Bench, store: Path) -> None:
+    unfinished = store / bench.record.key / "maps" / ".0123456789abcdef.deadbeef"
+    unfinished.mkdir(parents=True)
+    (unfinished / "record.json").touch()
+    kept_maps(bench, MapSetting(), "train")
+    assert unfinished.exists()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainables.bops import CostModel
 from trainables.config import GmpqConfig, NetworkConfig
 from trainables.counting import measure
-from trainables.errors import ConfigError, CoverageError
+from trainables.errors import ConfigError, CoverageError, DivergedError
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import QuantConv2d, QuantLinear, calibrate, quant_layers
@@ -253,3 +253,27 @@ def test_pinned_layers_that_share_an_activation_must_agree() -> None:
     with pytest.raises(ConfigError, match=message):
         assign_roles(costs, NetworkConfig(name="net", pinned={"a": 4, "b": 6}))
     assert assign_roles(costs, NetworkConfig(name="net", pinned={"a": 4, "b": 4})).fixed_acts["a"] == 4
+
+
+def test_tied_sums_share_logits_but_each_activation_has_a_clip_of_its_own() -> None:
+    net = build_network("mobilenet_v2", num_classes=10, image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    costs = measure(net, images)
+    roles = assign_roles(costs, NetworkConfig(name="mobilenet_v2", tie_residuals=True))
+    supernet = build_supernet(net, costs, roles, GmpqConfig(zeta=0.1, eta=1.0))
+    calibrate(supernet.net, images)
+    group = next(members for members in roles.groups.values() if len(members) > 2)
+    mixtures = [supernet.searched[name].mixture for name in group]
+    assert len({id(mixture.act_logits) for mixture in mixtures}) == 1
+    assert len({float(mixture.activations.clip.detach()) for mixture in mixtures}) > 1
+
+
+def test_bit_logits_that_are_no_numbers_are_a_diverged_search() -> None:
+    net = build_network("resnet8", num_classes=10, image_size=16).eval()
+    costs = measure(net, torch.randn(2, 3, 16, 16))
+    supernet = build_supernet(
+        net, costs, assign_roles(costs, NetworkConfig(name="resnet8")), GmpqConfig(zeta=0.1, eta=1.0)
+    )
+    supernet.bit_logits()[3].data.fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"bit logits are no longer finite; try a smaller method\.bit_lr"):
+        supernet.choices("resnet8")

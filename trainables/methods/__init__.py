@@ -1,4 +1,4 @@
-"""Search methods. `gmpq` (R-GMPQ too) and `edmips` share the loop and differ in the generalisation risk that they give it.
+"""Search methods. `gmpq`, R-GMPQ too, and `edmips` share the loop and differ in the generalisation risk they give it.
 
 A method is a module with `search(bench, config, report) -> Choices` and an entry here.
 """
