@@ -51,11 +51,13 @@ DATA = {
 }
 FINETUNE = {"digits": FinetuneConfig(epochs=8, batch_size=64), "fashion-mnist": FinetuneConfig(epochs=4, batch_size=64)}
 RECIPE = {"epochs": 6, "batch_size": 64, "lr_decay_every": 3, "bit_lr": 0.5}
+ZETA = 0.03
+"""So little that the budgets decide: the BOPs of all policies are then equal, not merely within them."""
 METHODS: dict[str, MethodConfig] = {
-    "EdMIPS": EdmipsConfig(zeta=0.3, **RECIPE),
-    "GMPQ": GmpqConfig(zeta=0.3, eta=10.0, **RECIPE),
+    "EdMIPS": EdmipsConfig(zeta=ZETA, **RECIPE),
+    "GMPQ": GmpqConfig(zeta=ZETA, eta=10.0, **RECIPE),
     # With the paper's 0.05 no pixels of a 4x4 map that was upsampled to 16x16 are alike but those at the edges.
-    "R-GMPQ": RgmpqConfig(zeta=0.3, eta=10.0, gamma=0.5, **RECIPE),
+    "R-GMPQ": RgmpqConfig(zeta=ZETA, eta=10.0, gamma=0.5, **RECIPE),
 }
 UNIFORM = ((3, 3), (2, 3), (3, 2))
 """Weight and activation bits; the budgets are their BOPs."""
