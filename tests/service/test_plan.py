@@ -310,7 +310,8 @@ def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
 def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
     spec = spec_of(
         tmp_path,
-        "budget: {storage_mb: 0.03}\nconstraints: [bops_g <= 0.4]\nlimits: {device_hours: 10}\nresources: {price_per_device_hour: 2.0}\n",
+        "budget: {storage_mb: 0.03}\nconstraints: [bops_g <= 0.4]\nlimits: {device_hours: 10}\n"
+        "resources: {price_per_device_hour: 2.0}\n",
     )
     plan = plan_of(spec, reference=1.0)
     content = json.loads(json.dumps(as_json(plan), allow_nan=False))
