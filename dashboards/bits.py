@@ -38,14 +38,19 @@ def draw_bits(record: PolicyRecord, path: Path) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    costs = record.costs
-    axes.set_title(
-        f"{record.policy.network}, {record.method}, policy {record.policy.hash[:10]}\n{costs['bops_g']:.4g} G BOPs "
-        f"({costs['compression']:.0f}× less than full precision), weights {costs['storage_mb']:.4g} MB",
-        fontsize=10,
-        loc="left",
-    )
+    title = f"{record.policy.network}, {record.method}, policy {record.policy.hash[:10]}\n{_costs(record)}"
+    axes.set_title(title, fontsize=10, loc="left")
     handles = [Patch(color=WEIGHT_COLOUR, label="weights"), Patch(color=ACT_COLOUR, label="activations")]
     handles.append(Patch(facecolor="white", edgecolor="grey", hatch="////", label="pinned"))
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, format="png")
+
+
+def _costs(record: PolicyRecord) -> str:
+    """Those that the file has: one that was edited by hand can lack some."""
+    forms = {
+        "bops_g": "{:.4g} G BOPs",
+        "compression": "{:.0f}× less than full precision",
+        "storage_mb": "weights {:.4g} MB",
+    }
+    return ", ".join(form.format(record.costs[name]) for name, form in forms.items() if name in record.costs)

@@ -103,7 +103,8 @@ def header(name: str, record: PolicyRecord) -> str:
         floats = f", {shown['float_mb']} MB stay float" if "float_mb" in shown else ""
         lines.append(f"weights {shown['storage_mb']} MB ({shown.get('storage_mib', NONE)} MiB){floats}")
     if "mean_weight_bits" in shown:
-        lines.append(f"on average {shown['mean_weight_bits']} bits a weight, {shown['mean_act_bits']} an activation")
+        acts = f", {shown['mean_act_bits']} an activation" if "mean_act_bits" in shown else ""
+        lines.append(f"on average {shown['mean_weight_bits']} bits a weight{acts}")
     return "\n".join(line for line in lines if line)
 
 

@@ -284,7 +284,7 @@ def validate(
 
 
 @policy.command()
-@policy_argument
+@click.argument("name", metavar="SWEEP/TRIAL", shell_complete=_complete)
 @storage_option
 @budget_options
 @click.option("--points", type=click.IntRange(2, 1000), help="So many policies, from the fewest BOPs to the most.")
@@ -302,7 +302,7 @@ def solve(
 ) -> None:
     """Solve a finished search again for another budget: the most probable bits that keep the limits, found exactly.
 
-    Nothing is trained: what the search ended with lies beside its policy, in choices.json. With --points the whole
+    Nothing is trained: the storage has what the search of every finished trial ended with. With --points the whole
     trade-off is shown.
     """
     from dashboards import policies as shown
@@ -316,7 +316,7 @@ def solve(
         raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
     if output:
         check_output(output, force=force)
-    search = Search.beside(find_policy(name, storage))
+    search = Search.of(find_policy(name, storage))
     solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
     if output:
         write_text(output, solved[0].record.to_json())

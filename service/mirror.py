@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.front import Front, find_front
-from service.records import SweepRecord, SweepStore, TrialRecord
+from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord
 from service.tracking import connect, first_line
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Tracker:
     def _finish(self, client: MlflowClient, run_id: str, trial: TrialRecord) -> None:
         _log(client, run_id, metrics=[(name, value, trial.ended_ms, 0) for name, value in trial.metrics.items()])
         folder = self.store.trial_folder(trial.trial_id)
-        for name in ("policy.json", "bits.png"):
+        for name in (POLICY_FILE, "bits.png"):
             if (folder / name).exists():
                 client.log_artifact(run_id, str(folder / name))
         if trial.policy_hash:

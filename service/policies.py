@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from service.records import SweepStore
+from service.records import POLICY_FILE, SweepStore
 from service.sweeps import find_sweep
 from trainables.bops import CostModel
 from trainables.config import AT_LEAST, BudgetConfig
@@ -20,7 +20,6 @@ from trainables.errors import ConfigError, StorageError, did_you_mean
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord, all_costs
 
-POLICY_FILE = "policy.json"
 MAX_EDITED_BITS = 16
 """As for layers that a sweep pins."""
 SAME = 1e-9
@@ -73,6 +72,14 @@ def _trial_path(store: SweepStore, trial: str) -> Path:
     return path
 
 
+def trial_of(path: Path) -> tuple[SweepStore, str] | None:
+    """The sweep and the trial in whose folder a file lies or would lie; None for a file elsewhere."""
+    for folder in path.resolve().parents:
+        if folder.parent.name == "trials" and (folder / "trial.json").exists():
+            return SweepStore(folder.parents[1]), folder.name
+    return None
+
+
 def policy_names(storage: Path) -> list[str]:
     """SWEEP/TRIAL of every policy in the storage."""
     paths = sorted(storage.glob(f"[!.]*/trials/*/{POLICY_FILE}"))
@@ -81,7 +88,7 @@ def policy_names(storage: Path) -> list[str]:
 
 def check_output(path: Path, *, force: bool) -> None:
     """Raises ConfigError for a file that must not be written."""
-    if (path.parent / "trial.json").exists():
+    if trial_of(path):
         raise ConfigError(f"{path}: that folder belongs to a trial, whose files never change; write elsewhere.")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; give a file in it, such as {path / POLICY_FILE}.")
@@ -150,7 +157,8 @@ def _assigned(bits: LayerBits, weight: int | None, act: int | None) -> LayerBits
 
 
 def derived(record: PolicyRecord, policy: BitPolicy, changes: Sequence[str]) -> PolicyRecord:
-    """The record of a policy that was made from another one's, with its costs."""
+    """The record of a policy that was made from another one's, with its costs; with the same bits it is that one."""
+    same = policy.hash == record.policy.hash
     return PolicyRecord.measured(
         policy,
         work_of(record),
@@ -158,8 +166,8 @@ def derived(record: PolicyRecord, policy: BitPolicy, changes: Sequence[str]) -> 
         settings=record.settings,
         image_size=record.image_size,
         num_classes=record.num_classes,
-        parent=record.policy.hash,
-        changes=(*record.changes, *changes),
+        parent=record.parent if same else record.policy.hash,
+        changes=record.changes if same else (*record.changes, *changes),
     )
 
 
@@ -196,7 +204,7 @@ def findings(record: PolicyRecord, work: CostModel, budget: BudgetConfig, *, sam
     return [
         *(_differences(record.work, work) if record.work and same_size else ()),
         *_untied(policy, work),
-        *_miscounted(record.costs, all_costs(policy, record.work or work)),
+        *_miscounted(record, all_costs(policy, record.work or work)),
         *beyond(all_costs(policy, work), budget),
     ]
 
@@ -223,14 +231,15 @@ def _untied(policy: BitPolicy, work: CostModel) -> list[str]:
     return found
 
 
-def _miscounted(written: Mapping[str, float], counted: Mapping[str, float]) -> list[str]:
-    return [
-        f"costs.{name} is {written[name]:.10g} in the file, but the bits cost {counted[name]:.10g}."
-        if name in written
-        else f"costs.{name} is missing in the file; the bits cost {counted[name]:.10g}."
-        for name in counted
-        if not math.isclose(written.get(name, math.nan), counted[name], rel_tol=SAME, abs_tol=0.0)
-    ]
+def _miscounted(record: PolicyRecord, counted: Mapping[str, float]) -> list[str]:
+    """Costs that are wrong in the file, or missing: files of version 1 had fewer."""
+    written, found = record.costs, []
+    for name, cost in counted.items():
+        if name not in written and record.work:
+            found.append(f"costs.{name} is missing in the file; the bits cost {cost:.10g}.")
+        elif name in written and not math.isclose(written[name], cost, rel_tol=SAME, abs_tol=0.0):
+            found.append(f"costs.{name} is {written[name]:.10g} in the file, but the bits cost {cost:.10g}.")
+    return found
 
 
 def beyond(costs: Mapping[str, float], budget: BudgetConfig) -> list[str]:

@@ -47,6 +47,8 @@ Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "time
 """Why a trial failed (or diverged: `nan`)."""
 REFERENCES = "references"
 CHECKPOINT_FILE = "checkpoint.pt"
+POLICY_FILE = "policy.json"
+CHOICES_FILE = "choices.json"
 R = TypeVar("R")
 
 
@@ -252,19 +254,25 @@ class SweepStore:
 
     def save_policy(self, trial_id: str, record: PolicyRecord) -> None:
         """Writes the trial's policy file."""
-        write_text(self.trial_folder(trial_id) / "policy.json", record.to_json())
+        write_text(self.trial_folder(trial_id) / POLICY_FILE, record.to_json())
 
     def save_choices(self, trial_id: str, choices: Choices) -> None:
         """Writes what the trial's policy was chosen from."""
-        write_text(self.trial_folder(trial_id) / "choices.json", choices.to_json())
+        write_text(self.trial_folder(trial_id) / CHOICES_FILE, choices.to_json())
 
     def choices(self, trial_id: str) -> Choices:
-        """Reads what the trial's policy was chosen from."""
-        return Choices.load(self.trial_folder(trial_id) / "choices.json")
+        """Reads what the trial's policy was chosen from. Raises StorageError for a trial that does not say."""
+        path = self.trial_folder(trial_id) / CHOICES_FILE
+        if not path.exists():
+            raise StorageError(
+                f"{self.folder.name}/{trial_id} has no {CHOICES_FILE}: it was finished by a version of Bitfront that "
+                f"did not keep what the bits were chosen from; run the search again, as a sweep of another name."
+            )
+        return Choices.load(path)
 
     def policy(self, trial_id: str) -> PolicyRecord:
         """Reads the trial's policy file."""
-        return PolicyRecord.load(self.trial_folder(trial_id) / "policy.json")
+        return PolicyRecord.load(self.trial_folder(trial_id) / POLICY_FILE)
 
     def trial(self, trial_id: str) -> TrialRecord:
         """The trial as it stands. Raises StorageError for one that was never planned."""

@@ -1,20 +1,18 @@
-"""A finished search solved again for other budgets: what it ended with lies beside its policy. No torch."""
+"""A finished search solved again for other budgets: the storage has what it ended with. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
-from service.policies import FoundPolicy, derived, work_of
+from service.policies import FoundPolicy, derived, trial_of, work_of
 from trainables.allocate import allocate
 from trainables.bops import CostModel
 from trainables.choices import Choices
-from trainables.config import BudgetConfig
-from trainables.errors import StorageError
+from trainables.config import AT_LEAST, BudgetConfig, named_floor
+from trainables.errors import InfeasibleBudgetError, StorageError
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord
-
-CHOICES_FILE = "choices.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +33,22 @@ class Search:
     work: CostModel
 
     @classmethod
-    def beside(cls, found: FoundPolicy) -> Search:
-        """The search whose choices lie in the folder of a policy. Raises StorageError where there are none."""
-        path = found.path.parent / CHOICES_FILE
-        if not path.exists():
+    def of(cls, found: FoundPolicy) -> Search:
+        """The search of the trial whose policy was found. Raises StorageError where nothing says what it ended with."""
+        trial = trial_of(found.path)
+        if trial is None:
             raise StorageError(
-                f"{found.name} has no {CHOICES_FILE} beside its policy to solve again: give SWEEP/TRIAL "
-                f"of a finished trial; one of an earlier version has to be searched again, under another name."
+                f"{found.name} is a policy file, which does not say what its search ended with; give SWEEP/TRIAL, such "
+                f"as quickstart/t0003."
             )
-        choices = Choices.load(path)
+        store, trial_id = trial
+        choices = store.choices(trial_id)
         found.record.policy.check_covers(choices.layers)
         return cls(own=found.record, choices=choices, work=work_of(found.record))
 
     def solve(self, budget: BudgetConfig) -> Solved:
         """The most probable policy within `budget`. Raises InfeasibleBudgetError with the floor."""
-        policy = allocate(self.choices, self.work, budget)
+        policy = self._within(budget)
         limits = (f"solve {name}={limit:.10g}" for name, limit in budget.limits.items())
         return self._solved(policy, tuple(limits))
 
@@ -59,13 +58,29 @@ class Search:
         The limits lie between the BOPs of the smallest widths and those of the most probable policy, each the same
         factor above the one before.
         """
-        most = self.work.bops_g(allocate(self.choices, self.work, budget))
+        most = self.work.bops_g(self._within(budget))
         least = self.work.bops_g(self.choices.smallest)
         # Rounding must put no limit below the floor.
         limits = [max(least, least * (most / least) ** (place / (points - 1))) for place in range(points - 1)]
         found = [self.solve(dataclasses.replace(budget, bops_g=limit)) for limit in [*limits, most]]
         return list({one.record.policy.hash: one for one in found}.values())
 
+    def _within(self, budget: BudgetConfig) -> BitPolicy:
+        """The most probable policy. What the search offered is settled, so only another limit can help."""
+        costs = self.work.of(self.choices.smallest)
+        problems = {name: _infeasible(name, budget.limits[name], costs[name]) for name in budget.broken(costs)}
+        if problems:
+            raise InfeasibleBudgetError(problems)
+        return allocate(self.choices, self.work, budget)
+
     def _solved(self, policy: BitPolicy, changes: tuple[str, ...]) -> Solved:
         record = derived(dataclasses.replace(self.own, changes=()), policy, changes)
         return Solved(record=record, nats_lost=self.choices.score(self.choices.best) - self.choices.score(policy))
+
+
+def _infeasible(name: str, limit: float, reached: float) -> str:
+    floor = named_floor(name, reached)
+    return (
+        f"{name}: the limit is {limit:.10g}, but with the smallest widths that the search offered it is still {floor}; "
+        f"give {'at most' if name in AT_LEAST else 'at least'} {floor}."
+    )

@@ -296,10 +296,14 @@ AT_LEAST = ("compression",)
 """Costs of which a budget names the least; of the others it names the most."""
 
 
-def _infeasible(name: str, limit: float, reached: float) -> str:
-    # Rounded so that the number that is named can be kept.
+def named_floor(name: str, reached: float) -> str:
+    """What the smallest widths reach, in four digits, rounded so that the number that is named can be kept."""
     context = Context(prec=4, rounding=ROUND_FLOOR if name in AT_LEAST else ROUND_CEILING)
-    floor = f"{context.create_decimal(repr(reached)).normalize():f}"
+    return f"{context.create_decimal(repr(reached)).normalize():f}"
+
+
+def _infeasible(name: str, limit: float, reached: float) -> str:
+    floor = named_floor(name, reached)
     return (
         f"budget.{name} is {limit:g}, but with the smallest widths everywhere {name} is still {floor}: give "
         f"{'at most' if name in AT_LEAST else 'at least'} {floor}, offer smaller widths (method.weight_bits, "

@@ -430,17 +430,42 @@ def test_the_trade_off_goes_from_the_smallest_widths_to_the_most_probable(
 def test_what_cannot_be_solved_is_one_message(bitfront: Callable[..., Result], work: CostModel, folder: Path) -> None:
     least = work.bops_g(make_choices(work).smallest)
     found = bitfront("solve", "s/1", "--bops-g", str(least / 2), "-o", "new.json", status=2).stderr
-    floor = re.search(r"with the smallest widths everywhere bops_g is still ([\d.]+)", found)
+    floor = re.search(r"it is still ([\d.]+); give at least ([\d.]+)\.$", found)
     assert floor
-    assert least <= float(floor[1]) <= 1.001 * least
+    assert found.startswith(f"bitfront: bops_g: the limit is {least / 2:.10g}, but with the smallest widths")
+    assert not re.search("budget|method|network|pin", found)  # keys of a sweep, which is over
+    assert least <= float(floor[1]) == float(floor[2]) <= 1.001 * least
     bitfront("solve", "s/1", "--bops-g", floor[1])
-    assert (
-        "a.json has no choices.json beside its policy" in bitfront("solve", "a.json", "--bops-g", "1", status=2).stderr
-    )
+    found = bitfront("solve", "s/1", "--points", "3", "--compression", "1e6", status=2).stderr
+    assert re.search(r"compression: the limit is 1000000, but .* it is still ([\d.]+); give at most \1\.$", found)
+    assert "a.json is a policy file, which does not" in bitfront("solve", "a.json", "--bops-g", "1", status=2).stderr
     assert "Nothing to solve: give a limit" in bitfront("solve", "s/1", status=2).stderr
     assert "--points finds several" in bitfront("solve", "s/1", "--points", "3", "-o", "new.json", status=2).stderr
     assert "a.json exists" in bitfront("solve", "s/1", "--bops-g", "1", "-o", "a.json", status=2).stderr
     assert not (folder / "new.json").exists()
+
+
+def test_a_trial_of_a_version_that_kept_no_choices_says_so(bitfront: Callable[..., Result], folder: Path) -> None:
+    choices, policy = trial_file(folder).with_name("choices.json"), str(trial_file(folder))
+    assert bitfront("solve", policy, "--points", "3").output == bitfront("solve", "s/1", "--points", "3").output
+    choices.unlink()
+    for name in ("s/1", "s/t0001", policy):
+        found = bitfront("solve", name, "--bops-g", "1", status=2).stderr
+        assert "it was finished by a version of Bitfront that did not keep what" in found
+        assert "run the search again, as a sweep of another name" in found
+    # Choices beside a file elsewhere are nobody's: which search they were of is not known.
+    (folder / "choices.json").write_text("{}")
+    assert "give SWEEP/TRIAL" in bitfront("solve", "b.json", "--bops-g", "1", status=2).stderr
+
+
+def test_a_search_that_is_solved_for_its_own_bits_gives_its_own_policy(
+    bitfront: Callable[..., Result], folder: Path, work: CostModel
+) -> None:
+    best = make_choices(work).best
+    own = PolicyRecord.measured(best, work, method="gmpq", settings={}, image_size=16, num_classes=10)
+    trial_file(folder).write_text(own.to_json())
+    bitfront("solve", "s/1", "--bops-g", str(2 * own.costs["bops_g"]), "-o", "new.json")
+    assert read("new.json") == own
 
 
 def test_no_command_loads_what_it_does_not_need(folder: Path) -> None:
@@ -454,13 +479,17 @@ def test_no_command_loads_what_it_does_not_need(folder: Path) -> None:
 
 
 def test_a_picture_replaces_nothing_and_never_lies_with_a_trial(bitfront: Callable[..., Result], folder: Path) -> None:
+    (folder / "link").symlink_to(trial_file(folder).parent)
+    (folder / "link.png").symlink_to(trial_file(folder).with_name("linked.png"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for target, message in (
         (trial_file(folder), "give a name that ends in .png"),
         (trial_file(folder).with_name("new.png"), "belongs to a trial, whose files never change"),
+        (folder / "link" / "new.png", "belongs to a trial, whose files never change"),
+        (folder / "link.png", "belongs to a trial, whose files never change"),
         (folder / "missing" / "new.png", "is not a folder that can be written to"),
     ):
-        assert message in bitfront("show", "s/t0001", "--png", str(target), status=2).stderr
+        assert message in bitfront("show", "s/t0001", "--png", str(target), "--force", status=2).stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "taken.png").write_bytes(b"mine")
     bitfront("show", "s/t0001", "--png", str(folder / "taken.png"), status=2)
@@ -480,11 +509,26 @@ def test_a_limit_is_a_positive_number(bitfront: Callable[..., Result], command: 
 
 
 def test_costs_that_are_missing_are_found(bitfront: Callable[..., Result], folder: Path) -> None:
-    content = json.loads(trial_file(folder).read_text())
+    content = json.loads((folder / "a.json").read_text())
+    cost = read("a.json").costs["bops_g"]
     del content["costs"]["bops_g"]
     (folder / "p.json").write_text(json.dumps(content))
-    ended = bitfront("validate", str(folder / "p.json"), status=1)
-    assert "costs.bops_g is missing in the file" in ended.output
+    found = bitfront("validate", "p.json", status=1).output
+    assert found == f"p.json: costs.bops_g is missing in the file; the bits cost {cost:.10g}.\n"
+    (folder / "p.json").write_text(json.dumps(content | {"costs": {}}))
+    assert len(bitfront("validate", "p.json", status=1).output.splitlines()) == len(read("a.json").costs)
+    # Files of version 1 had fewer costs.
+    sizes = ("--image-size", "16", "--num-classes", "10")
+    assert "missing" not in bitfront("validate", "old.json", *sizes, status=1).output
+
+
+def test_what_has_no_costs_is_shown_and_drawn(bitfront: Callable[..., Result], folder: Path) -> None:
+    content = json.loads((folder / "a.json").read_text())
+    for costs in ({}, {"bops_g": 1.0}, {"mean_weight_bits": 2.0}):
+        (folder / "p.json").write_text(json.dumps(content | {"costs": costs}))
+        text = bitfront("show", "p.json", "--png", "p.png", "--force").output
+        assert ("1 G BOPs" in text) == ("bops_g" in costs)
+        assert ("on average 2.00 bits a weight" in text) == ("mean_weight_bits" in costs)
 
 
 def test_bits_that_a_policy_has_already_are_not_written(bitfront: Callable[..., Result], folder: Path) -> None:
