@@ -12,6 +12,7 @@ from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -35,6 +36,10 @@ DARK = (1, 2)
 """Shades on which white is read."""
 CELL = 3
 """Characters of a cell, its space included."""
+WORK_HEADS = ("kind", "MACs M", "weights k")
+"""Columns of the table of layers that a narrow terminal does without."""
+UNBOUNDED = 100_000
+"""Characters of a line that no table fills."""
 
 
 def layer_rows(record: PolicyRecord) -> list[dict[str, Any]]:
@@ -108,22 +113,29 @@ def header(name: str, record: PolicyRecord) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def layer_table(record: PolicyRecord) -> Table:
-    """A row for each layer."""
-    rows = layer_rows(record)
-    heads = ["#", "layer", "w", "a", "pinned"]
-    if record.work:
-        heads = ["#", "layer", "kind", "MACs M", "weights k", "w", "a", "BOPs %", "pinned"]
-    table = new_table(heads, left=("layer", "kind", "pinned"))
-    for number, row in enumerate(rows, start=1):
-        bits = [_cell(row["weight_bits"]), _cell(row["act_bits"])]
-        pinned = "pinned" if row["pinned"] else ""
-        if record.work:
-            work = [row["kind"], f"{row['macs'] / 1e6:.3f}", f"{row['weights'] / 1e3:.3f}"]
-            table.add_row(str(number), row["layer"], *work, *bits, f"{100 * row['bops_share']:.1f}", pinned)
-        else:
-            table.add_row(str(number), row["layer"], *bits, pinned)
-    return table
+def layer_table(record: PolicyRecord, *, width: int) -> Table | Text:
+    """A row for each layer; where that is wider than `width`, without the work, then without what is pinned."""
+    rows = [
+        {
+            "#": str(number),
+            "layer": row["layer"],
+            **({"kind": row["kind"], "MACs M": f"{row['macs'] / 1e6:.3f}"} if record.work else {}),
+            **({"weights k": f"{row['weights'] / 1e3:.3f}"} if record.work else {}),
+            "w": _cell(row["weight_bits"]),
+            "a": _cell(row["act_bits"]),
+            **({"BOPs %": f"{100 * row['bops_share']:.1f}"} if record.work else {}),
+            "pinned": "pinned" if row["pinned"] else "",
+        }
+        for number, row in enumerate(layer_rows(record), start=1)
+    ]
+    for dropped in ((), WORK_HEADS, (*WORK_HEADS, "pinned")):
+        heads = [head for head in rows[0] if head not in dropped]
+        table = new_table(heads, left=("layer", "kind", "pinned"))
+        for row in rows:
+            table.add_row(*(row[head] for head in heads))
+        if _width(table) <= width:
+            break
+    return fitted(table, width)
 
 
 def heat_map(record: PolicyRecord, *, width: int) -> Text:
@@ -185,6 +197,26 @@ def bits_difference(ours: BitPolicy, theirs: BitPolicy, names: tuple[str, str], 
     return table
 
 
+def difference(
+    ours: PolicyRecord, theirs: PolicyRecord, names: tuple[str, str], *, width: int, everything: bool = False
+) -> Group:
+    """Both costs, then the bits of the layers that differ; of all layers where `everything` is asked for."""
+    from rich.console import Group
+    from rich.text import Text
+
+    differing = ours.policy.diff(theirs.policy)
+    in_both = set(ours.policy.bits) & set(theirs.policy.bits)
+    same = len(in_both) - len(in_both & set(differing))
+    parts: list[Table | Text] = [fitted(cost_difference(ours.costs, theirs.costs, names), width), Text("")]
+    if ours.policy.network != theirs.policy.network:
+        parts.append(Text(f"The networks differ: {ours.policy.network} and {theirs.policy.network}."))
+    layers = list(dict.fromkeys([*ours.policy.bits, *theirs.policy.bits])) if everything else list(differing)
+    if layers:
+        parts.append(fitted(bits_difference(ours.policy, theirs.policy, names, layers=layers), width))
+    equal = f"{same} of {len(in_both)} layers have the same bits." if differing else "No layer's bits differ."
+    return Group(*parts, Text(equal))
+
+
 def difference_as_json(ours: PolicyRecord, theirs: PolicyRecord, names: tuple[str, str]) -> dict[str, Any]:
     """Two policies for programs: both hashes and costs, and the layers that differ."""
     differing = ours.policy.diff(theirs.policy)
@@ -213,6 +245,33 @@ def tradeoff_table(solved: Sequence[tuple[PolicyRecord, float]], own: PolicyReco
 def solved_as_json(record: PolicyRecord, nats_lost: float) -> dict[str, Any]:
     """A policy of a search for programs: its content, and the nats that it gives up."""
     return {**json.loads(record.to_json()), "nats_lost": nats_lost}
+
+
+def lost(nats: float) -> str:
+    """What a policy of a search gives up."""
+    return f"{nats:.4g} nats less probable than the search's most probable bits" if nats else "the most probable bits"
+
+
+def fitted(table: Table, width: int) -> Table | Text:
+    """The table; where it is wider than `width`, a paragraph for each row instead, with a line for each cell."""
+    from rich.text import Text
+
+    if _width(table) <= width:
+        return table
+    heads = [str(column.header) for column in table.columns]
+    label = max(len(head) for head in heads)
+    paragraphs = [
+        "\n".join(f"{head:{label}}  {cell}".strip() for head, cell in zip(heads, row, strict=True) if cell)
+        for row in zip(*(column.cells for column in table.columns), strict=True)
+    ]
+    return Text("\n\n".join(paragraphs))
+
+
+def _width(table: Table) -> int:
+    """Columns of the terminal that the table takes when no cell is folded."""
+    from rich.console import Console
+
+    return Console(width=UNBOUNDED).measure(table).maximum
 
 
 def new_table(heads: Sequence[str], *, left: Sequence[str]) -> Table:

@@ -21,9 +21,7 @@ from trainables.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from service.policies import FoundPolicy
-    from trainables.bops import CostModel
-    from trainables.policy_file import PolicyRecord
+    from service.policies import NetworkChoice
 
 PIPE_WIDTH = 160
 """Characters of a line where there is no terminal."""
@@ -65,15 +63,26 @@ force_option = click.option("--force", is_flag=True, help="Replace the output fi
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--network, --image-size, --num-classes: the network to count instead of that of the policy file."""
+    """--network, --image-size, --num-classes; the command gets them as one `NetworkChoice`."""
+
+    @functools.wraps(command)
+    def with_choice(
+        *context: click.Context, network: str, image_size: int | None, num_classes: int | None, **arguments: Any
+    ) -> Any:
+        from service.policies import NetworkChoice
+
+        choice = NetworkChoice(network=network, image_size=image_size or 0, num_classes=num_classes or 0)
+        return command(*context, choice=choice, **arguments)
+
+    decorated: Callable[..., Any] = with_choice
     size = click.IntRange(min=1)
     for option in (
         click.option("--num-classes", type=size, help="Count the network with so many classes."),
         click.option("--image-size", type=size, help="Count the network on images of so many pixels a side."),
         click.option("--network", default="", help="Count this network; its layers must have the policy's names."),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +139,7 @@ def show(name: str, storage: Path, as_json: bool, png: Path | None, force: bool)
     console.print()
     console.print(shown.heat_map(record, width=min(console.width, PIPE_WIDTH)))
     console.print()
-    console.print(shown.layer_table(record))
+    console.print(shown.layer_table(record, width=console.width))
 
 
 @policy.command()
@@ -141,18 +150,16 @@ def show(name: str, storage: Path, as_json: bool, png: Path | None, force: bool)
 def cost(
     names: tuple[str, ...],
     storage: Path,
-    network: str,
-    image_size: int | None,
-    num_classes: int | None,
+    choice: NetworkChoice,
     as_json: bool,
 ) -> None:
     """Cost policies: BOPs, compression, storage, mean bits; for other images or classes than they were searched on."""
-    from dashboards.policies import cost_table
+    from dashboards.policies import cost_table, fitted
     from service.policies import find_policy
     from trainables.policy_file import all_costs
 
     found = [find_policy(name, storage) for name in names]
-    costs = [all_costs(one.record.policy, _work(one, network, image_size, num_classes)) for one in found]
+    costs = [all_costs(one.record.policy, choice.work(one.record)) for one in found]
     if as_json:
         content = [
             {"policy": one.name, "hash": one.record.policy.hash, "network": one.record.policy.network, "costs": c}
@@ -160,23 +167,8 @@ def cost(
         ]
         click.echo(json.dumps(content, indent=2))
         return
-    _console().print(cost_table([(one.name, c) for one, c in zip(found, costs, strict=True)]))
-
-
-def _work(found: FoundPolicy, network: str, image_size: int | None, num_classes: int | None) -> CostModel:
-    """That of the policy file, or of a network that is built and counted."""
-    from service.policies import work_of
-
-    record = found.record
-    if not (network or image_size or num_classes):
-        return work_of(record)
-    image_size, num_classes = image_size or record.image_size, num_classes or record.num_classes
-    for option, value in (("--image-size", image_size), ("--num-classes", num_classes)):
-        if not value:
-            raise ConfigError(f"{found.name} does not say on what its network was counted; give {option}.")
-    from trainables import api
-
-    return api.count(network or record.policy.network, image_size=image_size, num_classes=num_classes)
+    console = _console()
+    console.print(fitted(cost_table([(one.name, c) for one, c in zip(found, costs, strict=True)]), console.width))
 
 
 @policy.command()
@@ -194,25 +186,8 @@ def diff(name: str, other: str, storage: Path, everything: bool, as_json: bool) 
     if as_json:
         click.echo(json.dumps(shown.difference_as_json(ours, theirs, (name, other)), indent=2))
         return
-    _print_difference(_console(), ours, theirs, (name, other), everything=everything)
-
-
-def _print_difference(
-    console: Console, ours: PolicyRecord, theirs: PolicyRecord, names: tuple[str, str], *, everything: bool = False
-) -> None:
-    from dashboards import policies as shown
-
-    differing = ours.policy.diff(theirs.policy)
-    in_both = set(ours.policy.bits) & set(theirs.policy.bits)
-    console.print(shown.cost_difference(ours.costs, theirs.costs, names))
-    console.print()
-    if ours.policy.network != theirs.policy.network:
-        console.print(f"The networks differ: {ours.policy.network} and {theirs.policy.network}.", soft_wrap=True)
-    same = len(in_both) - len(in_both & set(differing))
-    layers = list(dict.fromkeys([*ours.policy.bits, *theirs.policy.bits])) if everything else list(differing)
-    if layers:
-        console.print(shown.bits_difference(ours.policy, theirs.policy, names, layers=layers))
-    console.print(f"{same} of {len(in_both)} layers have the same bits." if differing else "No layer's bits differ.")
+    console = _console()
+    console.print(shown.difference(ours, theirs, (name, other), width=console.width, everything=everything))
 
 
 @policy.command("set")
@@ -228,6 +203,7 @@ def set_(name: str, assignments: tuple[str, ...], storage: Path, output: Path, f
     for bits that stay ('layer2.*=4/-'), or one number for both (fc=8). Later patterns win. Layers that read one
     activation keep the same bits for it.
     """
+    from dashboards.policies import difference
     from service.policies import check_output, edited, find_policy, parse_assignment
     from service.records import write_text
 
@@ -240,7 +216,8 @@ def set_(name: str, assignments: tuple[str, ...], storage: Path, output: Path, f
     write_text(output, changed.to_json())
     for note in notes:
         click.echo(note)
-    _print_difference(_console(), record, changed, (name, str(output)))
+    console = _console()
+    console.print(difference(record, changed, (name, str(output)), width=console.width))
     click.echo(f"{output}: policy {changed.policy.hash[:10]}, made from {record.policy.hash[:10]}")
 
 
@@ -254,16 +231,14 @@ def validate(
     ctx: click.Context,
     name: str,
     storage: Path,
-    network: str,
-    image_size: int | None,
-    num_classes: int | None,
+    choice: NetworkChoice,
     budget: BudgetConfig,
 ) -> None:
     """Check a policy: its hash, bits, layers, ties and costs, and limits such as --bops-g 1.2.
 
     Exit status 0 when all is well, 1 with the findings when not, 2 when there is nothing to check.
     """
-    from service.policies import FoundPolicy, findings, policy_path
+    from service.policies import findings, policy_path
     from trainables.policy_file import PolicyRecord
 
     path = policy_path(name, storage)
@@ -272,9 +247,7 @@ def validate(
     except ConfigError as error:
         click.echo(str(error))
         ctx.exit(RUN_ERROR)
-    work = _work(FoundPolicy(name=name, path=path, record=record), network, image_size, num_classes)
-    same_size = image_size in (None, record.image_size) and num_classes in (None, record.num_classes)
-    found = findings(record, work, budget, same_size=same_size)
+    found = findings(record, choice, budget)
     for line in found:
         click.echo(f"{name}: {line}")
     if found:
@@ -316,6 +289,7 @@ def solve(
         raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
     if output:
         check_output(output, force=force)
+    console = _console()
     search = Search.of(find_policy(name, storage))
     solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
     if output:
@@ -323,12 +297,9 @@ def solve(
     if as_json:
         click.echo(json.dumps([shown.solved_as_json(one.record, one.nats_lost) for one in solved], indent=2))
     elif points:
-        _console().print(shown.tradeoff_table([(one.record, one.nats_lost) for one in solved], search.own))
+        table = shown.tradeoff_table([(one.record, one.nats_lost) for one in solved], search.own)
+        console.print(shown.fitted(table, console.width))
     else:
         title = str(output) if output else "solved"
-        _print_difference(_console(), search.own, solved[0].record, (name, title))
-        click.echo(f"{title}: policy {solved[0].record.policy.hash[:10]}, {_lost(solved[0].nats_lost)}")
-
-
-def _lost(nats: float) -> str:
-    return f"{nats:.4g} nats less probable than the search's most probable bits" if nats else "the most probable bits"
+        console.print(shown.difference(search.own, solved[0].record, (name, title), width=console.width))
+        click.echo(f"{title}: policy {solved[0].record.policy.hash[:10]}, {shown.lost(solved[0].nats_lost)}")

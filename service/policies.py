@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from service.records import POLICY_FILE, SweepStore
 from service.sweeps import find_sweep
+from trainables import api
 from trainables.bops import CostModel
 from trainables.config import AT_LEAST, BudgetConfig
 from trainables.errors import ConfigError, StorageError, did_you_mean
@@ -181,6 +182,33 @@ def work_of(record: PolicyRecord) -> CostModel:
     return record.work
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkChoice:
+    """The network that a policy is counted on; what is empty or 0 is as the policy file says."""
+
+    network: str = ""
+    image_size: int = 0
+    """Side of its images, pixels."""
+    num_classes: int = 0
+
+    def work(self, record: PolicyRecord) -> CostModel:
+        """That of the policy file, or of a network that is built and counted. Raises ConfigError where neither says."""
+        if not (self.network or self.image_size or self.num_classes):
+            return work_of(record)
+        image_size, num_classes = self.image_size or record.image_size, self.num_classes or record.num_classes
+        for option, value in (("--image-size", image_size), ("--num-classes", num_classes)):
+            if not value:
+                raise ConfigError(
+                    f"the file of policy {record.policy.hash[:10]} does not say on what its network was counted; "
+                    f"give {option}."
+                )
+        return api.count(self.network or record.policy.network, image_size=image_size, num_classes=num_classes)
+
+    def same_size(self, record: PolicyRecord) -> bool:
+        """Whether `work` is that of the images and classes of the policy file."""
+        return self.image_size in (0, record.image_size) and self.num_classes in (0, record.num_classes)
+
+
 def ties(work: CostModel) -> dict[str, list[str]]:
     """For each layer the others that read the same activation."""
     readers: dict[str, list[str]] = {}
@@ -189,20 +217,19 @@ def ties(work: CostModel) -> dict[str, list[str]]:
     return {name: [other for other in group if other != name] for group in readers.values() for name in group}
 
 
-def findings(record: PolicyRecord, work: CostModel, budget: BudgetConfig, *, same_size: bool) -> list[str]:
+def findings(record: PolicyRecord, choice: NetworkChoice, budget: BudgetConfig) -> list[str]:
     """What is wrong with a policy whose file could be read: coverage, ties, written costs, limits. None: all is well.
 
-    Args:
-        work: of the network that the policy is for; the limits are those of its costs.
-        same_size: whether `work` was counted on the images and classes of the file's own.
+    The limits are those of its costs in the network of `choice`.
     """
+    work = choice.work(record)
     policy = record.policy
     try:
         policy.check_covers(work.layers)
     except ConfigError as error:
         return [str(error)]
     return [
-        *(_differences(record.work, work) if record.work and same_size else ()),
+        *(_differences(record.work, work) if record.work and choice.same_size(record) else ()),
         *_untied(policy, work),
         *_miscounted(record, all_costs(policy, record.work or work)),
         *beyond(all_costs(policy, work), budget),

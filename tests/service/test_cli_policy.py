@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
@@ -322,6 +323,10 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(bitfront: Callable[..., R
     assert "belongs to a trial" in bitfront("set", "a.json", "fc=4", "-o", trial, "--force", status=2).stderr
     assert "is a folder" in bitfront("set", "a.json", "fc=4", "-o", "st", "--force", status=2).stderr
     assert "no is not a folder" in bitfront("set", "a.json", "fc=4", "-o", "no/where.json", status=2).stderr
+    # Before anything is computed, which would fail here.
+    message = "no/x.json: no is not a folder that can be written to; make it, or give another."
+    assert message in bitfront("solve", "s/1", "--bops-g", "1e-9", "-o", "no/x.json", status=2).stderr
+    assert "a.json is not a folder" in bitfront("set", "a.json", "none=4", "-o", "a.json/x.json", status=2).stderr
 
 
 def test_a_file_of_version_1_cannot_be_edited(bitfront: Callable[..., Result]) -> None:
@@ -496,6 +501,35 @@ def test_a_picture_replaces_nothing_and_never_lies_with_a_trial(bitfront: Callab
     assert (folder / "taken.png").read_bytes() == b"mine"
     bitfront("show", "s/t0001", "--png", str(folder / "taken.png"), "--force")
     assert (folder / "taken.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 200])
+def test_a_narrow_terminal_folds_no_name_and_no_number(folder: Path, work: CostModel, columns: int) -> None:
+    def shown(*arguments: str) -> list[str]:
+        # rich takes FORCE_COLOR for a terminal.
+        terminal = {"FORCE_COLOR": "1", "COLUMNS": str(columns)}
+        found = CliRunner(env=terminal).invoke(main, ["policy", *arguments], color=True)
+        assert found.exit_code == 0, found.output
+        return [line.rstrip() for line in click.unstyle(found.output).splitlines()]
+
+    record = read("a.json")
+    cost = [f"{record.costs[name]:.4g}" for name in ("bops_g", "storage_mb", "storage_mib", "float_mb")]
+    layers = list(work.layers)
+    for arguments, words in (
+        (("cost", "a.json", "b.json"), ["a.json", "b.json", *cost]),
+        (("diff", "a.json", "b.json"), ["a.json", "b.json", *cost, "layer1.0.conv1", "layer3.0.conv2", "2/3"]),
+        (("solve", "s/1", "--points", "2"), [make_choices(work).smallest.hash[:10], make_choices(work).best.hash[:10]]),
+    ):
+        lines = shown(*arguments)
+        assert set(words) <= {word for line in lines for word in line.split()}, arguments
+        assert max(map(len, lines)) <= columns, arguments
+    text = "\n".join(shown("show", "a.json"))
+    if columns == 40:
+        for number, name in enumerate(layers, start=1):
+            bits = record.policy.bits[name]
+            assert re.search(rf"^ *{number} +{re.escape(name)} +{bits.weight} +{bits.act} +[\d.]+$", text, re.MULTILINE)
+    assert {*layers, *map(str, range(1, len(layers) + 1))} <= set(text.split()) or columns == 20
+    assert ("MACs M" in text) == (columns == 200)
 
 
 def trial_file(folder: Path) -> Path:
