@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from service.combinations import Surveyed, budgets, combinations, subject
+from service.combinations import Combination, Surveyed, budgets, combinations, subject
 from service.pareto import Constraint
 from service.space import range_of
 from service.spec import SweepSpec
 from service.sweeps import find_sweep
 from service.tracking import check_tracking, resolve_uri
+from service.varied import VARIABLE
+from service.yaml_source import Path_
 from trainables import api
 from trainables.api import Reach, Survey
 from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
-from trainables.errors import ConfigError, DataMissingError, InfeasibleBudgetError, StorageError
+from trainables.errors import BitfrontError, ConfigError, CoverageError, DataMissingError, InfeasibleBudgetError, StorageError
 from trainables.user_code import is_import_path
 
-Problem = tuple[tuple[str | int, ...], str]
+Problem = tuple[Path_, str]
 """Where it stands in the sweep's YAML, and the message."""
 
 
@@ -110,17 +113,38 @@ def _check_storage(storage: Path) -> None:
 
 
 def needs_survey(spec: SweepSpec) -> bool:
-    """Whether a survey, which takes seconds, can find anything wrong: limits, pixels, or code of the user's own."""
+    """Whether a survey, which takes seconds, can find anything wrong: limits, pixels, code of the user's own, or a
+    network on data that it does not fit, after hours with others that do."""
     written = "top_k" in spec.fixed["method"] or "method.top_k" in spec.space
     limited = bool(spec.fixed["budget"]) or any(name.startswith("budget.") for name in spec.space)
     own_code = any(is_import_path(name) for place in ("network", "data") for name in spec.names(place))
-    return bool(spec.constraints) or limited or written or own_code or _is_written(spec, spec.evaluation.top_k)
+    several = len(combinations(spec)) > 1
+    return bool(spec.constraints or limited or written or own_code or several) or _is_written(
+        spec, spec.evaluation.top_k
+    )
 
 
 def survey_all(spec: SweepSpec) -> Surveyed:
-    """Counts every combination of network and data; reads each data set once."""
+    """Counts every combination of network and data; reads each data set once.
+
+    Raises SpecError naming every combination that cannot be, where the YAML has its network, or its data.
+    """
     found = combinations(spec)
-    return list(zip(found, api.surveys([one.config for one in found]), strict=True))
+    try:
+        return list(zip(found, api.surveys([one.config for one in found]), strict=True))
+    except (ConfigError, CoverageError):
+        _raise(spec, list(_impossible(spec, found)))
+        raise
+
+
+def _impossible(spec: SweepSpec, found: Sequence[Combination]) -> Iterator[Problem]:
+    for one in found:
+        try:
+            api.surveys([one.config])
+        except (ConfigError, CoverageError) as error:
+            section = "data" if str(error).startswith("data.name") else "network"
+            where = f"{one.label}: " if len(found) > 1 else ""
+            yield spec.path_of(f"{section}.name", one.settings), f"{where}{str(error).rstrip('.')}"
 
 
 def check_survey(spec: SweepSpec, surveyed: Surveyed) -> None:
@@ -151,6 +175,8 @@ def _constraint_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Proble
 def _budget_problems(spec: SweepSpec, surveyed: Surveyed) -> Iterator[Problem]:
     found = {subject(combination.config): (combination, survey) for combination, survey in surveyed}
     for config, settings in budgets(spec):
+        if subject(config) not in found:
+            continue
         combination, survey = found[subject(config)]
         try:
             api.check_budget(config, survey)

@@ -313,3 +313,30 @@ def test_code_of_the_users_own_that_is_not_there_is_found_by_check(tmp_path: Pat
     assert ended.exit_code == 2
     assert "network.name" in ended.output
     assert "no_such_module" in ended.output
+
+
+def test_a_network_that_does_not_fit_the_images_is_found_at_its_place_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "name: own\nnetwork: {name: resnet8}\ndata: {name: digits, image_size: 8}\nreference: {epochs: 1}\n"
+        "method: {name: edmips}\nfinetune: {epochs: 1}\ntrials: 3\nspace:\n  method.zeta: {fixed: 1.0}\n"
+        "  data.augment: {choice: [none, flip]}\n"
+        "  network.name: {choice: [resnet20, deit_tiny], when: {data.augment: flip}}\n"
+    )
+    ended = CliRunner().invoke(main, ["check", str(tmp_path / "s.yaml")])
+    assert ended.exit_code == 2
+    assert "s.yaml:11:37: deit_tiny on digits" in ended.output
+    assert "data.image_size is 8" in ended.output
+
+
+def test_networks_that_share_a_reference_are_counted_as_what_they_are(tmp_path: Path) -> None:
+    spaces = (
+        "method.zeta: {choice: [0.1, 0.2]}",
+        "method.top_k: {int: [4, 400]}",
+        "data.fraction: {fixed: 0.5, when: {method.top_k: 7}}",
+    )
+    (tmp_path / "s.yaml").write_text(
+        "name: own\nnetwork: {name: resnet8}\ndata: {name: digits, image_size: 16}\nreference: {epochs: 1}\n"
+        "method: {name: gmpq, eta: 1.0}\nfinetune: {epochs: 1}\ntrials: 3\nspace:\n"
+        + "".join(f"  {entry}\n" for entry in spaces)
+    )
+    assert len(combinations(load_spec(tmp_path / "s.yaml"))) == 2
