@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from service.space import Choice, Conditional, Domain, Float, Int, Scalar, example, points, range_of
+from service.reached import reached, with_parents
+from service.space import MAX_POINTS, Choice, Domain, Float, Int, Scalar, example, points, range_of
 from service.spec import SweepSpec
 from service.varied import SUBJECTS
 from trainables.api import Survey
@@ -21,8 +22,8 @@ from trainables.config import TrialConfig
 from trainables.errors import ConfigError
 
 _STARTS = tuple(f"{place}." for place in SUBJECTS)
-MAX_COMBINATIONS = 200
-"""Of networks and data sets: each is trained, counted and timed before the first trial."""
+MAX_REFERENCES = 200
+"""Of a sweep: each is trained before the first trial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +57,19 @@ Surveyed = Sequence[tuple[Combination, Survey]]
 def combinations(spec: SweepSpec) -> list[Combination]:
     """In the order of the space, its last entry changing fastest; at least one. Raises SpecError for too many."""
     found: dict[str, Combination] = {}
-    reached = _reached(spec, SUBJECTS)
-    if len(reached) > MAX_COMBINATIONS:
-        raise spec.refuse(
-            ("space",),
-            f"space: {len(reached)} combinations of network and data; each has its full-precision reference, which is "
-            f"trained before the first trial; give at most {MAX_COMBINATIONS}",
-        )
-    trials = sum(number for _, number in reached)
-    for settings, number in reached:
+    given = _reached(spec, SUBJECTS)
+    trials = sum(number for _, number in given)
+    for settings, number in given:
         config = _typical(spec, settings)
         one = found.setdefault(subject(config), Combination(config=config, share=0.0, settings=settings))
         found[subject(config)] = dataclasses.replace(one, share=one.share + number / trials)
+    num_references = len({one.config.reference_key for one in found.values()})
+    if num_references > MAX_REFERENCES:
+        raise spec.refuse(
+            ("space",),
+            f"space: {num_references} full-precision references, for so many networks on data sets; each is trained "
+            f"before the first trial; give at most {MAX_REFERENCES}",
+        )
     return list(found.values())
 
 
@@ -90,33 +92,26 @@ def typical_config(spec: SweepSpec) -> TrialConfig:
 
 
 def _reached(spec: SweepSpec, sections: Sequence[str]) -> list[tuple[dict[str, Scalar], int]]:
-    """Settings of these sections, with those that they depend on, and how many points of a grid have them."""
-    wanted = _with_parents(spec.space, tuple(f"{place}." for place in sections))
-    space = {name: _finite(domain) for name, domain in spec.space.items() if name in wanted}
+    """Settings of these sections, with those that they depend on, and how many points of a grid have them.
+
+    Where only what they depend on differs, the first stand for all.
+    """
+    wanted = with_parents(spec.space, sections)
     try:
-        found = points(spec.space)[: spec.trials] if spec.sampler.name == "grid" else points(space)
+        found = points(spec.space)[: spec.trials] if spec.sampler.name == "grid" else reached(spec.space, sections)
     except ConfigError as error:
-        raise spec.refuse(("space", str(error).split(": ")[0]), f"space.{error}") from None
-    count = Counter(tuple((name, value) for name, value in point.items() if name in wanted) for point in found)
-    return [(dict(settings), number) for settings, number in count.items()]
-
-
-def _with_parents(space: Mapping[str, Domain], starts: tuple[str, ...]) -> set[str]:
-    """Entries whose names start so, and all that their conditions name."""
-    wanted = {name for name in space if name.startswith(starts)}
-    for name, domain in reversed(list(space.items())):
-        if name in wanted and isinstance(domain, Conditional):
-            wanted |= {parent for parent, _ in domain.when}
-    return wanted
-
-
-def _finite(domain: Domain) -> Domain:
-    """A continuous range by its ends: what both can keep, all between can."""
-    plain = range_of(domain)
-    if not isinstance(plain, Float):
-        return domain
-    ends = Choice(plain.examples())
-    return Conditional(ends, domain.when) if isinstance(domain, Conditional) else ends
+        name, message = str(error).split(": ", 1)
+        if spec.sampler.name != "grid":
+            what = f"{', '.join(sections[:-1])} and {sections[-1]}"
+            message = f"with it there are more than {MAX_POINTS} combinations of {what}; give fewer values"
+        raise spec.refuse(("space", name), f"space.{name}: {message}") from None
+    first: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
+    count: Counter[tuple[tuple[str, Scalar], ...]] = Counter()
+    for point in found:
+        own = tuple((name, value) for name, value in point.items() if name.split(".", 1)[0] in sections)
+        first.setdefault(own, {name: value for name, value in point.items() if name in wanted})
+        count[own] += 1
+    return [(settings, count[own]) for own, settings in first.items()]
 
 
 def _typical(spec: SweepSpec, chosen: Mapping[str, Scalar]) -> TrialConfig:

@@ -21,7 +21,13 @@ from trainables import api
 from trainables.api import Reach, Survey
 from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
-from trainables.errors import BitfrontError, ConfigError, CoverageError, DataMissingError, InfeasibleBudgetError, StorageError
+from trainables.errors import (
+    ConfigError,
+    CoverageError,
+    DataMissingError,
+    InfeasibleBudgetError,
+    StorageError,
+)
 from trainables.user_code import is_import_path
 
 Problem = tuple[Path_, str]
@@ -113,8 +119,10 @@ def _check_storage(storage: Path) -> None:
 
 
 def needs_survey(spec: SweepSpec) -> bool:
-    """Whether a survey, which takes seconds, can find anything wrong: limits, pixels, code of the user's own, or a
-    network on data that it does not fit, after hours with others that do."""
+    """Whether a survey, which takes seconds, can find anything wrong.
+
+    That is limits, pixels, code of the user's own, or, after hours with others, a network that does not fit its data.
+    """
     written = "top_k" in spec.fixed["method"] or "method.top_k" in spec.space
     limited = bool(spec.fixed["budget"]) or any(name.startswith("budget.") for name in spec.space)
     own_code = any(is_import_path(name) for place in ("network", "data") for name in spec.names(place))
@@ -127,24 +135,39 @@ def needs_survey(spec: SweepSpec) -> bool:
 def survey_all(spec: SweepSpec) -> Surveyed:
     """Counts every combination of network and data; reads each data set once.
 
-    Raises SpecError naming every combination that cannot be, where the YAML has its network, or its data.
+    Raises SpecError naming every combination that cannot be, where the YAML has what it does not fit, and what
+    `check_survey` finds wrong with the others.
     """
     found = combinations(spec)
     try:
         return list(zip(found, api.surveys([one.config for one in found]), strict=True))
     except (ConfigError, CoverageError):
-        _raise(spec, list(_impossible(spec, found)))
+        problems, others = _apart(spec, found)
+        _raise(spec, [*problems, *_constraint_problems(spec, others), *_budget_problems(spec, others)])
         raise
 
 
-def _impossible(spec: SweepSpec, found: Sequence[Combination]) -> Iterator[Problem]:
+def _apart(spec: SweepSpec, found: Sequence[Combination]) -> tuple[list[Problem], Surveyed]:
+    """What is wrong with the combinations that cannot be, and the surveys of the others."""
+    problems: list[Problem] = []
+    surveyed: list[tuple[Combination, Survey]] = []
     for one in found:
         try:
-            api.surveys([one.config])
+            surveyed.append((one, api.survey(one.config)))
         except (ConfigError, CoverageError) as error:
-            section = "data" if str(error).startswith("data.name") else "network"
             where = f"{one.label}: " if len(found) > 1 else ""
-            yield spec.path_of(f"{section}.name", one.settings), f"{where}{str(error).rstrip('.')}"
+            problems.append((_path_named(spec, one, str(error)), f"{where}{str(error).rstrip('.')}"))
+    return problems, surveyed
+
+
+def _path_named(spec: SweepSpec, one: Combination, message: str) -> Path_:
+    """Where the YAML gives the setting that a message begins with; the network where it begins with none."""
+    named = re.match(rf"(?:{'|'.join(VARIABLE)}|reference|evaluation)\.\w+", message)
+    name = named[0] if named else "network.name"
+    if name == "data.image_size" and name not in one.settings and "network.name" in one.settings:
+        # Other networks of the space may fit this size.
+        name = "network.name"
+    return ("space", name) if name in spec.space and name not in one.settings else spec.path_of(name, one.settings)
 
 
 def check_survey(spec: SweepSpec, surveyed: Surveyed) -> None:

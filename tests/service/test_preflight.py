@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import main
-from service.combinations import Surveyed, combinations
+from service.combinations import Surveyed, combinations, references
 from service.preflight import check, check_survey, survey_all
 from service.records import SweepRecord, SweepStore
 from service.spec import SweepSpec, load_spec
@@ -340,3 +340,62 @@ def test_networks_that_share_a_reference_are_counted_as_what_they_are(tmp_path: 
         + "".join(f"  {entry}\n" for entry in spaces)
     )
     assert len(combinations(load_spec(tmp_path / "s.yaml"))) == 2
+
+
+def test_all_that_cannot_be_is_told_at_once_each_where_its_value_is_given(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "name: own\nnetwork: {stem_bits: 8}\ndata: {name: digits}\nreference: {epochs: 1}\n"
+        "method: {name: edmips}\nfinetune: {epochs: 1}\ntrials: 3\nbudget: {bops_g: 0.0001}\nspace:\n"
+        "  method.zeta: {fixed: 1.0}\n"
+        "  network.name: {choice: [resnet8, deit_tiny]}\n"
+        "  data.image_size: {choice: [8, 24]}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        survey_all(load_spec(tmp_path / "s.yaml"))
+    lines = [line.split("s.yaml:", 1)[1] for line in str(caught.value).splitlines()]
+    assert [re.split(", which|, but", line)[0] for line in lines] == [
+        "8:18: resnet8 on digits (data.image_size 24): budget.bops_g is 0.0001",
+        "8:18: resnet8 on digits (data.image_size 8): budget.bops_g is 0.0001",
+        "12:30: deit_tiny on digits (data.image_size 8): data.image_size is 8",
+        "12:33: deit_tiny on digits (data.image_size 24): data.image_size is 24",
+    ]
+    # No number is named twice.
+    assert [line.rsplit("such as ", 1)[1] for line in lines[2:]] == ["16", "16 or 32"]
+
+
+def test_data_of_the_users_own_that_fails_is_named_where_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_set.py").write_text("def bad(root, *, image_size):\n    raise OSError('disk gone')\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: own\nnetwork: {name: resnet8}\ndata: {image_size: 8}\nreference: {epochs: 1}\n"
+        "method: {name: edmips}\nfinetune: {epochs: 1}\ntrials: 3\nspace:\n  method.zeta: {fixed: 1.0}\n"
+        "  data.name: {choice: [digits, 'failing_set:bad']}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = r"s\.yaml:10:32: resnet8 on failing_set:bad: data\.name: 'failing_set:bad' failed at .*disk gone"
+    with pytest.raises(SpecError, match=expected):
+        survey_all(load_spec(tmp_path / "s.yaml"))
+
+
+def test_bits_that_share_a_reference_are_as_many_as_one_likes(tmp_path: Path) -> None:
+    text = (
+        "name: own\nnetwork: {name: resnet8}\ndata: {name: digits, image_size: 16}\nreference: {epochs: 1}\n"
+        "method: {name: edmips}\nfinetune: {epochs: 1}\ntrials: 3\nspace:\n  method.zeta: {fixed: 1.0}\n"
+    )
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{text}  network.stem_bits: {{int: [2, 16]}}\n  network.head_bits: {{int: [2, 16]}}\n")
+    spec = load_spec(path)
+    assert (len(combinations(spec)), len(references(spec))) == (225, 1)
+    path.write_text(f"{text}  data.fraction: {{grid: [{', '.join(f'0.{100 + n}' for n in range(201))}]}}\n")
+    with pytest.raises(SpecError, match=r"s\.yaml:9:3: space: 201 full-precision references, .* give at most 200"):
+        combinations(load_spec(path))
+
+
+def test_too_many_values_of_a_size_are_no_grid(tmp_path: Path) -> None:
+    spec = several(tmp_path, ("{grid: [8, 16]}", "{int: [8, 40000]}"))
+    expected = (
+        r"s\.yaml:9:20: space\.data\.image_size: with it there are more than 10000 combinations of network and data;"
+    )
+    with pytest.raises(SpecError, match=expected):
+        combinations(spec)

@@ -19,9 +19,10 @@ def deit(size: Literal["tiny", "small"], patch_size: int, num_classes: int, imag
     """Fresh weights; positions for image_size / patch_size patches a side. Patches are 16 pixels in the paper."""
     if image_size % patch_size:
         below = image_size // patch_size * patch_size
+        sizes = (below, below + patch_size) if below else (patch_size,)
         raise ConfigError(
             f"data.image_size is {image_size}, which patches of {patch_size} pixels do not fill; "
-            f"give a multiple of {patch_size}, such as {below or patch_size} or {below + patch_size}."
+            f"give a multiple of {patch_size}, such as {' or '.join(map(str, sizes))}."
         )
     # Takes a second, which no other network should wait for.
     import timm
