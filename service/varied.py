@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from service.reached import reached
 from service.settings import EarlyStoppingConfig, WarmStartConfig
 from service.space import (
     Choice,
@@ -37,6 +38,7 @@ SUBJECTS = ("network", "data")
 """What a full-precision reference is trained for: of these a space may have finitely many."""
 VARIABLE = (*SUBJECTS, "budget", *STAGES)
 """Sections whose settings a space may vary."""
+BARRIER = "method.barrier"
 Fixed = Mapping[str, Mapping[str, Any]]
 
 
@@ -267,15 +269,41 @@ def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> No
 
 
 def check_barrier(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:
-    """A barrier needs a budget that it stands before."""
-    limited = any(
-        value for key in settings_of({"budget": BudgetConfig}) for _, value in _written(source, key, fixed, space)
-    )
-    for path, weight in _written(source, "method.barrier", fixed, space):
-        if weight and not limited:
+    """A barrier needs a budget that it stands before, in every trial that has the barrier."""
+    limits = tuple(settings_of({"budget": BudgetConfig}))
+    try:
+        found = reached(_by_examples(space, limits), ("budget", BARRIER))
+    except ConfigError as error:
+        name = str(error).split(": ", 1)[0]
+        message = "with it there are too many combinations of budgets with a barrier; give fewer values"
+        source.add(("space", name), f"space.{name}: {message}")
+        return
+    for path, weight in _written(source, BARRIER, fixed, space):
+        having = [point for point in found if _value(BARRIER, fixed, point) == weight and weight]
+        without = [point for point in having if not any(_value(limit, fixed, point) for limit in limits)]
+        if without:
             name = ".".join(map(str, path[:2]))
-            message = "there is no budget that it could keep; give one, as budget: {bops_g: 7.5}"
+            given = [f"{key} is {value}" for key, value in without[0].items() if key != BARRIER]
+            where = f" where {' and '.join(given)}" if len(without) < len(having) else ""
+            message = f"there is no budget that it could keep{where}; give one, as budget: {{bops_g: 7.5}}"
             source.add(path, f"{name} is {weight}, but {message}")
+
+
+def _by_examples(space: Mapping[str, Domain], names: Sequence[str]) -> dict[str, Domain]:
+    """The space with a few values of these entries instead of all, unless a condition may name any of them."""
+    parents = {parent for domain in space.values() if isinstance(domain, Conditional) for parent, _ in domain.when}
+    return {name: _few(domain) if name in names and name not in parents else domain for name, domain in space.items()}
+
+
+def _few(domain: Domain) -> Domain:
+    few = Choice(domain.examples())
+    return Conditional(few, domain.when) if isinstance(domain, Conditional) else few
+
+
+def _value(name: str, fixed: Fixed, point: Mapping[str, Scalar]) -> Any:
+    """Of a setting that is 0 unless something says otherwise."""
+    place, key = name.split(".", 1)
+    return point.get(name, fixed.get(place, {}).get(key, 0))
 
 
 def _written(source: Source, name: str, fixed: Fixed, space: Mapping[str, Domain]) -> Iterator[tuple[Path_, Scalar]]:
