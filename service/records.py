@@ -29,7 +29,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -104,20 +104,18 @@ class SweepRecord:
     workers: int = 1
     """Devices that a trial holds."""
     owner: str = ""
-    reference: Mapping[str, Any] = field(default_factory=dict)
-    """The full-precision reference's record, once it is known; none of a sweep that needs several."""
     references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of a sweep that varies network or data: the records of its references, by their keys, as each is known."""
+    """The records of its full-precision references by their keys, as each is known."""
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
 
     @property
     def full_precision(self) -> str:
         """Top-1 in full precision, as people read it; empty until it is known."""
-        if self.reference:
-            return f"{self.reference['top1']:.2f} % top-1"
         found = sorted(record["top1"] for record in self.references.values())
-        return f"{found[0]:.2f} to {found[-1]:.2f} % top-1, {len(found)} references" if found else ""
+        if len(found) > 1:
+            return f"{found[0]:.2f} to {found[-1]:.2f} % top-1, {len(found)} references"
+        return f"{found[0]:.2f} % top-1" if found else ""
 
     @property
     def sweep_id(self) -> str:
@@ -168,7 +166,7 @@ class SweepStore:
 
     def sweep(self) -> SweepRecord:
         """The sweep's own record."""
-        found = _read_record(SweepRecord, self.folder / "sweep.json")
+        found = _read_record(SweepRecord, self.folder / "sweep.json", _with_references)
         # JSON has no tuples.
         return dataclasses.replace(found, objectives=tuple(found.objectives), constraints=tuple(found.constraints))
 
@@ -347,7 +345,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _read_record(kind: type[R], path: Path) -> R:
+def _with_references(content: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's record as it is today: earlier versions wrote the reference of a sweep that has one on its own."""
+    one = content.pop("reference", {})
+    return {**content, "references": {**({one["key"]: one} if one else {}), **content.get("references", {})}}
+
+
+def _read_record(kind: type[R], path: Path, change: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> R:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -355,6 +359,6 @@ def _read_record(kind: type[R], path: Path) -> R:
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read: {error}.") from None
     try:
-        return kind(**content)
-    except TypeError:
+        return kind(**change(content))
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise StorageError(f"{path} is damaged, or of another version of Bitfront.") from None

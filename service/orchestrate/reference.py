@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -35,7 +34,7 @@ def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, s
     sweep to stop meanwhile; what was trained until then is kept.
     """
     wanted = references(spec)
-    known = _noted(store)
+    known = dict(store.sweep().references)
     for number, (key, config) in enumerate(wanted.items(), start=1):
         which = f"reference {number} of {len(wanted)}" if len(wanted) > 1 else "reference"
         record = ReferenceRecord.find(store.references, key)
@@ -45,16 +44,7 @@ def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, s
             record = _ensured(spec, config, store, science)
         progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision")
         known[key] = dataclasses.asdict(record)
-        if len(wanted) > 1:
-            store.save_sweep(dataclasses.replace(store.sweep(), references=known))
-        else:
-            store.save_sweep(dataclasses.replace(store.sweep(), reference=known[key]))
-
-
-def _noted(store: SweepStore) -> dict[str, Mapping[str, Any]]:
-    """References that the sweep's record has already, by their keys."""
-    sweep = store.sweep()
-    return {**sweep.references, **({sweep.reference["key"]: sweep.reference} if sweep.reference else {})}
+        store.save_sweep(dataclasses.replace(store.sweep(), references=known))
 
 
 def _ensured(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:

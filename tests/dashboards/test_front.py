@@ -14,7 +14,12 @@ from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
 SWEEP = SweepRecord(
-    name="<s>", spec_hash="h", facts={"network": "resnet8"}, total_trials=5, created_ms=1, reference={"top1": 99.0}
+    name="<s>",
+    spec_hash="h",
+    facts={"network": "resnet8"},
+    total_trials=5,
+    created_ms=1,
+    references={"a": {"top1": 99.0}},
 )
 NAMES = ("compression", "storage_mb", "ard_normalised", "device_hours")
 

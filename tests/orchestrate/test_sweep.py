@@ -115,7 +115,8 @@ def test_a_sweep_whose_trials_run_on_two_train_workers_each(tmp_path: Path) -> N
     outcome, text = run(spec_of(tmp_path, resources="{workers: 2}"))
     check_records(outcome, trials=2)
     assert "2/2 done" in text
-    assert outcome.store.sweep().reference["top1"] > 30
+    (reference,) = outcome.store.sweep().references.values()
+    assert reference["top1"] > 30
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -30,6 +30,22 @@ def store(tmp_path: Path) -> SweepStore:
     return SweepStore.create(tmp_path, SWEEP, spec_text="name: s\n")
 
 
+def test_the_reference_of_a_sweep_stored_earlier_is_one_of_its_references(store: SweepStore) -> None:
+    """Extended, it may need more of them: full precision is then said of all."""
+    path, (first, second) = store.folder / "sweep.json", ({"key": "a", "top1": 80.0}, {"key": "b", "top1": 90.0})
+    content = json.loads(path.read_text())
+    del content["references"]
+    path.write_text(json.dumps({**content, "reference": first}))
+    assert store.sweep().references == {"a": first}
+    assert store.sweep().full_precision == "80.00 % top-1"
+    path.write_text(json.dumps({**content, "reference": first, "references": {"a": first, "b": second}}))
+    assert store.sweep().full_precision == "80.00 to 90.00 % top-1, 2 references"
+    store.save_sweep(store.sweep())
+    assert "reference" not in json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "reference": {}}))
+    assert (store.sweep().references, store.sweep().full_precision) == ({}, "")
+
+
 def test_what_a_policy_was_chosen_from_reads_back(store: SweepStore) -> None:
     begin(store)
     choices = Choices(

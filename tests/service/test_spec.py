@@ -217,13 +217,6 @@ def test_a_grid_reaches_the_combinations_of_the_points_that_it_tries(load: Load)
     ]  # fmt: skip
 
 
-def test_too_many_combinations_are_refused(load: Load) -> None:
-    spec = load(VARIED.replace("data.fraction: {grid: [0.5, 1]}", "network.stem_bits: {int: [2, 16]}\n"
-                               "  network.head_bits: {int: [2, 16]}"))  # fmt: skip
-    with pytest.raises(SpecError, match=r"s\.yaml:8:3: space: 900 combinations of network and data; .* at most 200"):
-        combinations(spec)
-
-
 def test_budgets_are_those_of_both_ends_with_each_combination(load: Load) -> None:
     text = VARIED.replace("  data.fraction: {grid: [0.5, 1]}\n", "")
     found = [(c.network.name, c.data.name, c.budget.limits) for c, _ in budgets(load(text))]
