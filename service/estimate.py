@@ -6,70 +6,93 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from service.combinations import Surveyed, combinations
+from service.combinations import Surveyed, combinations, subject
 from service.plan import Estimate, count
 from service.records import REFERENCES, SweepStore
 from service.spec import SweepSpec, load_spec
 from trainables import api
 from trainables.api import ReferenceRecord
+from trainables.config import TrialConfig
 from trainables.errors import BitfrontError
+
+MEASURED = "measured on one step here"
 
 
 def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], str]:
     """For each combination the hours of a trial and of its reference, and where they are known from.
 
-    Steps are timed only where something is not known already.
+    Steps are timed only where something is not known already, and once for all that share a reference.
     """
     resources, storage = spec.resources, Path(spec.storage.path)
     keys = [one.config.reference_key for one, _ in surveyed]
     trained = {key for key in keys if ReferenceRecord.find(storage / REFERENCES, key)}
-    known = recorded_hours(storage, spec)
-    unknown = [one.config for one, _ in surveyed if not known or one.config.reference_key not in trained]
+    known, recorded_in = recorded_hours(storage, spec)
+    unknown: dict[str, TrialConfig] = {}
+    for (one, _), key in zip(surveyed, keys, strict=True):
+        if _subject(one.config) not in known or key not in trained:
+            unknown.setdefault(key, one.config)
     threads, workers = resources.cpus_per_worker, resources.workers
-    times = dict(zip(map(id, unknown), api.times(unknown, threads=threads, workers=workers), strict=True))
+    times = dict(zip(unknown, api.times(list(unknown.values()), threads=threads, workers=workers), strict=True))
     found = []
     for (one, survey), key in zip(surveyed, keys, strict=True):
-        timed, reference_hours = times.get(id(one.config)), 0.0
-        if timed and key not in trained:
-            reference_hours = api.reference_hours(one.config, survey, timed, workers=workers)
+        hours, reference_hours = known.get(_subject(one.config)), 0.0
+        if key not in trained:
+            reference_hours = api.reference_hours(one.config, survey, times[key], workers=workers)
             # Another combination may need the same one.
             trained.add(key)
-        hours = known[0] if known else api.trial_hours(one.config, survey, times[id(one.config)], workers=workers)
+        if hours is None:
+            hours = api.trial_hours(one.config, survey, times[key], workers=workers)
         found.append(Estimate(combination=one, survey=survey, hours=hours, reference_hours=reference_hours))
-    return found, known[1] if known else "measured on one step here"
+    are_known = [_subject(one.config) in known for one, _ in surveyed]
+    if all(are_known):
+        return found, recorded_in
+    return found, f"{recorded_in}, others {MEASURED}" if any(are_known) else MEASURED
 
 
-def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[float, str] | None:
+def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[dict[str, float], str]:
     """Median device-hours of finished trials like those of `spec` in the same storage, and which they are.
 
-    Alike are trials of equal network, data, method, epochs and resources of a worker. Folders that cannot be read, or
-    were written by another version, do not count.
+    By network and data, each trial's own. Alike are trials of equal method, epochs and resources of a worker. Folders
+    that cannot be read, or were written by another version, do not count.
     """
-    hours: list[float] = []
+    hours: dict[str, list[float]] = {}
     sweeps: list[str] = []
+    wanted = {_subject(one.config) for one in combinations(spec)}
     for path in sorted(storage.glob("*/sweep.json")):
-        found = _hours_in(path.parent, spec)
-        hours += found
+        found = [(about, number) for about, number in _hours_in(path.parent, spec) if about in wanted]
+        for about, number in found:
+            hours.setdefault(about, []).append(number)
         sweeps += [path.parent.name] if found else []
     if not hours:
-        return None
+        return {}, ""
     where = f"sweep {sweeps[0]!r}" if len(sweeps) == 1 else f"{len(sweeps)} sweeps, the last {sweeps[-1]!r}"
-    return statistics.median(hours), f"from {count(len(hours), 'trial')} of {where}"
+    num_trials = sum(map(len, hours.values()))
+    medians = {about: statistics.median(numbers) for about, numbers in hours.items()}
+    return medians, f"from {count(num_trials, 'trial')} of {where}"
 
 
-def _hours_in(folder: Path, spec: SweepSpec) -> list[float]:
+def _hours_in(folder: Path, spec: SweepSpec) -> list[tuple[str, float]]:
+    """Network and data, and device-hours, of each finished trial of a sweep whose trials are like those of `spec`."""
     store = SweepStore(folder)
     try:
         facts = store.sweep().facts
         # Reading a YAML takes far longer than these two words.
-        if (facts.get("network"), facts.get("method")) != (", ".join(spec.names("network")), spec.method_name):
+        networks = set(facts.get("network", "").split(", "))
+        if facts.get("method") != spec.method_name or not networks.intersection(spec.names("network")):
             return []
-        if _kind(load_spec(folder / "spec.yaml")) != _kind(spec):
+        stored = load_spec(folder / "spec.yaml")
+        if _kind(stored) != _kind(spec):
             return []
-        done = [trial.metrics for trial in store.trials() if trial.state == "done"]
+        done = [trial for trial in store.trials() if trial.state == "done"]
+        found = [(_subject(stored.trial_config(t.settings)), t.metrics.get("device_hours", 0.0)) for t in done]
     except (BitfrontError, OSError, ValueError, TypeError):
         return []
-    return [metrics["device_hours"] for metrics in done if metrics.get("device_hours", 0.0) > 0]
+    return [(about, hours) for about, hours in found if hours > 0]
+
+
+def _subject(config: TrialConfig) -> str:
+    """Network and data of a trial, wherever the data come from."""
+    return subject(dataclasses.replace(config, data=dataclasses.replace(config.data, download=False)))
 
 
 def _kind(spec: SweepSpec) -> tuple[object, ...]:
@@ -77,7 +100,6 @@ def _kind(spec: SweepSpec) -> tuple[object, ...]:
     config, resources = spec.trial_config(spec.example_settings()), spec.resources
     epochs = {"method.epochs": config.method.epochs, "finetune.epochs": config.finetune.epochs}
     return (
-        [(one.config.network, dataclasses.replace(one.config.data, download=False)) for one in combinations(spec)],
         spec.method_name,
         *(spec.space.get(name, number) for name, number in epochs.items()),
         (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),

@@ -53,6 +53,10 @@ SURVEY = api.Survey(
     steps_per_epoch={"reference": 22, "search": 5, "finetune": 5},
 )
 
+STEP = api.StepTimes(
+    reference_s=1.0, search_s=1.0, finetune_s=1.0, reference_validation_s=1.0, validation_s=1.0, comparison_s=1.0
+)
+
 
 def spec_of(folder: Path, more: str = "", sweep: str = SWEEP) -> SweepSpec:
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +200,15 @@ space:
     }
 
 
-def recorded(storage: Path, name: str, spec: SweepSpec, hours: list[float], *, text: str | None = None) -> None:
+def recorded(
+    storage: Path,
+    name: str,
+    spec: SweepSpec,
+    hours: list[float],
+    *,
+    text: str | None = None,
+    network: dict[str, str] | None = None,
+) -> None:
     """A sweep of finished trials, as its storage has them."""
     facts = {"network": ", ".join(spec.names("network")), "method": spec.method_name}
     sweep = SweepRecord(name=name, spec_hash=spec.hash, facts=facts, total_trials=len(hours), created_ms=1)
@@ -206,7 +218,7 @@ def recorded(storage: Path, name: str, spec: SweepSpec, hours: list[float], *, t
             trial_id=f"t{number:04d}",
             number=number,
             state="done" if spent else "diverged",
-            settings={},
+            settings=spec.example_settings() | (network or {}),
             started_ms=1,
             ended_ms=2,
             metrics={"device_hours": spent} if spent else {},
@@ -217,11 +229,16 @@ def recorded(storage: Path, name: str, spec: SweepSpec, hours: list[float], *, t
         write_json(folder / "result.json", dataclasses.asdict(record))
 
 
+def hours_of(storage: Path, spec: SweepSpec) -> tuple[list[float], str]:
+    found, where = recorded_hours(storage, spec)
+    return list(found.values()), where
+
+
 def test_hours_come_from_finished_trials_alike(tmp_path: Path) -> None:
     spec, storage = spec_of(tmp_path / "specs"), tmp_path / "storage"
-    assert recorded_hours(storage, spec) is None
+    assert recorded_hours(storage, spec) == ({}, "")
     recorded(storage, "first", spec, [1.0, 2.0, 9.0])
-    assert recorded_hours(storage, spec) == (2.0, "from 3 trials of sweep 'first'")
+    assert hours_of(storage, spec) == ([2.0], "from 3 trials of sweep 'first'")
     for number, (old, new) in enumerate(
         [
             ("image_size: 16", "image_size: 32"),
@@ -234,13 +251,13 @@ def test_hours_come_from_finished_trials_alike(tmp_path: Path) -> None:
         ]
     ):
         other = spec_of(tmp_path / "specs", sweep=SWEEP.replace(old, new))
-        assert recorded_hours(storage, other) is None
+        assert recorded_hours(storage, other) == ({}, "")
         recorded(storage, f"other-{number}", other, [100.0])
-        assert recorded_hours(storage, other) == (100.0, f"from 1 trial of sweep 'other-{number}'")
+        assert hours_of(storage, other) == ([100.0], f"from 1 trial of sweep 'other-{number}'")
     # Another space of what does not change the hours, more trials, another name.
     alike = SWEEP.replace("[0.01, 1.0]", "[0.1, 2.0]").replace("trials: 12", "trials: 40")
     recorded(storage, "second", spec_of(tmp_path / "specs", sweep=alike), [4.0, 4.0])
-    assert recorded_hours(storage, spec) == (4.0, "from 5 trials of 2 sweeps, the last 'second'")
+    assert hours_of(storage, spec) == ([4.0], "from 5 trials of 2 sweeps, the last 'second'")
 
 
 SEVERAL = SWEEP.replace("network: {name: resnet8}\n", "").replace(
@@ -293,6 +310,40 @@ def test_a_reference_that_is_trained_or_shared_takes_no_hours(tmp_path: Path) ->
     assert all(one.hours > 0 for one in estimates)
 
 
+def test_each_combination_has_the_hours_of_its_own_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(tmp_path / "specs", f"storage: {{path: {tmp_path}}}\n", sweep=SEVERAL.replace("e: 16", "e: 8"))
+    first, second = combinations(spec)
+    surveyed = [(first, SURVEY), (second, SURVEY)]
+    timed: list[str] = []
+    monkeypatch.setattr(api, "times", lambda configs, **_: [timed.append(c.network.name) or STEP for c in configs])
+    for one in (first, second):
+        folder = tmp_path / "references" / one.config.reference_key
+        folder.mkdir(parents=True)
+        record = api.ReferenceRecord(key=folder.name, top1=1.0, device_hours=1.0, data_fingerprint="")
+        write_json(folder / "record.json", dataclasses.asdict(record))
+    recorded(tmp_path, "a", spec, [1.0, 3.0], network={"network.name": "resnet8"})
+    estimates, hours_from = estimates_of(spec, surveyed)
+    assert (estimates[0].hours, timed) == (2.0, ["resnet20"])
+    assert estimates[1].hours == api.trial_hours(second.config, SURVEY, STEP, workers=1)
+    assert hours_from == "from 2 trials of sweep 'a', others measured on one step here"
+    # A sweep of the other network alone has trials like these as well.
+    alone = SWEEP.replace("e: 16", "e: 8").replace("resnet8", "resnet20")
+    recorded(tmp_path, "b", spec_of(tmp_path / "specs", sweep=alone), [7.0])
+    estimates, hours_from = estimates_of(spec, surveyed)
+    assert [one.hours for one in estimates] == [2.0, 7.0]
+    assert hours_from == "from 3 trials of 2 sweeps, the last 'b'"
+
+
+def test_what_shares_a_reference_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = SEVERAL.replace("space:\n", "space:\n  network.stem_bits: {int: [2, 16]}\n")
+    spec = spec_of(tmp_path, f"storage: {{path: {tmp_path}}}\n", sweep=sweep)
+    timed: list[str] = []
+    monkeypatch.setattr(api, "times", lambda configs, **_: [timed.append(c.network.name) or STEP for c in configs])
+    estimates, _ = estimates_of(spec, [(one, SURVEY) for one in combinations(spec)])
+    assert (timed, len(estimates)) == (["resnet8", "resnet20"], 30)
+    assert sum(one.reference_hours > 0 for one in estimates) == 2
+
+
 def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
     spec, storage = spec_of(tmp_path / "specs"), tmp_path / "storage"
     recorded(storage, "good", spec, [3.0])
@@ -304,7 +355,7 @@ def test_folders_that_cannot_be_read_do_not_count(tmp_path: Path) -> None:
     (storage / "references").mkdir()
     (storage / "damaged").mkdir()
     (storage / "damaged" / "sweep.json").write_text("[]")
-    assert recorded_hours(storage, spec) == (3.0, "from 1 trial of sweep 'good'")
+    assert hours_of(storage, spec) == ([3.0], "from 1 trial of sweep 'good'")
 
 
 def test_the_plan_is_json_and_text(tmp_path: Path) -> None:
