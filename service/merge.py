@@ -79,7 +79,20 @@ def _smoke_run(source: Source, files: Sequence[str]) -> Source | None:
     smoke = copy.deepcopy(source)
     _lay(smoke, profile, lambda place: place == ("space",))
     smoke.origins = (*files, "--smoke")
+    if "space" not in profile.content:
+        _check_not_varied(smoke, profile)
     return smoke
+
+
+def _check_not_varied(smoke: Source, profile: Source) -> None:
+    """Adds a problem for each setting of a profile without a space that the sweep's space varies, and leaves it out."""
+    for name, entry in smoke.mapping(("space",)).items():
+        path = tuple(str(name).split(".", 1))
+        if path[-1] in profile.mapping(path[:-1]) and not (isinstance(entry, dict) and "when" in entry):
+            smoke.add(
+                path, f"smoke.{name}: the sweep's space varies it; give smoke a space of its own, or leave it out"
+            )
+            smoke.drop(path)
 
 
 def _lay(source: Source, above: Source, is_whole: Callable[[Path_], bool]) -> None:
