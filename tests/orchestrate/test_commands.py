@@ -175,7 +175,7 @@ def test_a_finished_sweep_is_looked_at_run_again_changed_and_extended(bitfront: 
 
 
 def test_a_running_sweep_is_stopped_interrupted_and_gone_on_with(bitfront: Bitfront) -> None:
-    write_spec(bitfront.folder, method="eta: 1.0, epochs: 30")
+    write_spec(bitfront.folder, method="eta: 1.0, epochs: 150")
     store = store_of(bitfront)
     process = bitfront.start("run", "s.yaml")
     wait_for(lambda: epochs_told(store, "t0000") >= 2)
@@ -213,7 +213,7 @@ def test_a_running_sweep_is_stopped_interrupted_and_gone_on_with(bitfront: Bitfr
     store = store_of(bitfront)
     assert [(t.state, t.attempts) for t in store.trials()] == [("done", 3)]
     told = [(line["stage"], line["epoch"]) for line in store.history("t0000")]
-    assert told == [*(("search", epoch) for epoch in range(1, 31)), ("finetune", 1)]
+    assert told == [*(("search", epoch) for epoch in range(1, 151)), ("finetune", 1)]
     assert store.history("t0000")[: len(first)] == first
     assert statuses(mirrored(bitfront)) == ["FINISHED"] * 2
 

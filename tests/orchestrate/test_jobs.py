@@ -26,7 +26,7 @@ name: s
 network: {{name: resnet8}}
 data: {{name: digits, image_size: 8, fraction: 0.3}}
 reference: {{epochs: 2, batch_size: 64}}
-method: {{name: gmpq, epochs: 30, batch_size: 64, eta: 1.0}}
+method: {{name: gmpq, epochs: 120, batch_size: 64, eta: 1.0}}
 finetune: {{epochs: 1, batch_size: 64}}
 space: {{method.zeta: {{loguniform: [0.05, 2.0]}}}}
 sampler: {{name: random, seed: 3}}
