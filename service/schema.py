@@ -17,7 +17,7 @@ from service.settings import PlainConfig
 from service.space import KINDS
 from service.spec import SECTIONS
 from service.validate import adapter
-from service.varied import VARIABLE, is_list, settings_of
+from service.varied import SUBJECTS, VARIABLE, is_list, settings_of
 from trainables.config import METHOD_CONFIGS
 from trainables.data.places import DATA_SET_NAMES
 from trainables.models import NETWORK_NAMES
@@ -44,6 +44,8 @@ WORDS = {
     ("data", "name"): {"anyOf": [{"enum": sorted(DATA_SET_NAMES)}, IMPORT_PATH]},
     ("network", "name"): {"anyOf": [{"enum": sorted(NETWORK_NAMES)}, IMPORT_PATH]},
 }
+ENDLESS = ("loguniform", "uniform")
+"""Ranges of endlessly many values, of which a space has none for networks and data sets."""
 SCALAR = {"type": ["boolean", "number", "string"]}
 VARIED = "Its content is what every trial has; a setting that the space varies stands there instead."
 
@@ -54,6 +56,8 @@ def schema() -> dict[str, Any]:
     properties["name"]["description"] = "Name of the sweep and of its folder: a-z, 0-9, '.', '_' and '-'."
     properties["objectives"]["items"] = {"enum": list(METRICS)}
     properties |= {name: _object(kind, (name,)) for name, kind in SECTIONS.items()}
+    for limit in properties["budget"]["properties"].values():
+        limit["minimum"] = 0
     for name in VARIABLE:
         if name in SECTIONS:
             properties[name]["description"] += f" {VARIED}"
@@ -165,13 +169,17 @@ def descriptions(kind: type) -> dict[str, str]:
 def _space() -> dict[str, Any]:
     kinds = {name: SECTIONS[name] for name in VARIABLE if name in SECTIONS}
     found = [settings_of({**kinds, "method": kind}) for kind in METHOD_CONFIGS.values()]
+    any_range = {"$ref": "#/$defs/range"}
     names = {name for settings in found for name, setting in settings.items() if not is_list(setting)}
     return {
         "description": "What the trials vary: a range for each setting of the method, network, data, budget, finetune.",
         "type": "object",
         "minProperties": 1,
         "propertyNames": {"enum": sorted(names)},
-        "additionalProperties": {"$ref": "#/$defs/range"},
+        "patternProperties": {
+            rf"^({'|'.join(SUBJECTS)})\.": {**any_range, "not": {"anyOf": [{"required": [kind]} for kind in ENDLESS]}}
+        },
+        "additionalProperties": any_range,
     }
 
 

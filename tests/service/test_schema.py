@@ -47,6 +47,8 @@ def test_the_readmes_sweep_is_right_by_the_schema() -> None:
     ("old", "new"),
     [
         ("trials: 12", "trails: 12"),
+        ("trials: 12", "trials: 12\nbudget: {bops_g: -1}"),
+        ("space:", "space:\n  data.fraction: {uniform: [0.1, 1.0]}"),
         ("trials: 12", ""),
         ("stem_bits: 8", "stem_bit: 8"),
         ("name: resnet8 ", "name: resnet9 "),
