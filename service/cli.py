@@ -249,8 +249,9 @@ def plan(
 
     Exit status 2 when a limit leaves nothing to run.
     """
-    from service import plan as planning
+    from service import plan_report
     from service.estimate import estimates_of
+    from service.plan import make_plan
     from service.preflight import check as check_machine
     from service.settings import next_launches
     from service.spec import load_spec
@@ -259,7 +260,7 @@ def plan(
     cpus, gpus = _size(address)
     check_machine(spec, cpus=cpus, gpus=gpus)
     estimates, known_from = estimates_of(spec, _survey(spec))
-    made = planning.make_plan(
+    made = make_plan(
         spec,
         estimates,
         cpus=cpus,
@@ -267,7 +268,7 @@ def plan(
         hours_from=known_from,
         launches=next_launches(spec.schedule, datetime.now(UTC), 3),
     )
-    click.echo(json.dumps(planning.as_json(made), indent=2) if as_json else planning.as_text(made))
+    click.echo(json.dumps(plan_report.as_json(made), indent=2) if as_json else plan_report.as_text(made))
     ctx.exit(USAGE_ERROR if made.problems else 0)
 
 

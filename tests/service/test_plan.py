@@ -13,12 +13,11 @@ from service.plan import (
     Estimate,
     Plan,
     Span,
-    as_json,
-    as_text,
     duration,
     make_plan,
     trials_at_once,
 )
+from service.plan_report import as_json, as_text
 from service.preflight import survey_all
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json
 from service.settings import ResourcesConfig, StorageConfig
