@@ -28,6 +28,9 @@ lint: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/partition.py
+	$(BIN)/python benchmarks/reference_maps.py
+	$(BIN)/python benchmarks/transfer.py --out benchmarks/transfer
 	$(BIN)/python benchmarks/early_stopping.py
 	$(BIN)/python benchmarks/overhead.py
 
