@@ -268,6 +268,10 @@ class SweepStore:
             )
         return Choices.load(path)
 
+    def has_policy(self, trial_id: str) -> bool:
+        """Whether the trial has a policy file."""
+        return (self.trial_folder(trial_id) / POLICY_FILE).exists()
+
     def policy(self, trial_id: str) -> PolicyRecord:
         """Reads the trial's policy file."""
         return PolicyRecord.load(self.trial_folder(trial_id) / POLICY_FILE)
@@ -298,6 +302,11 @@ class SweepStore:
     def history(self, trial_id: str) -> list[dict[str, Any]]:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
         return _read_lines(self.trial_folder(trial_id) / "history.jsonl")
+
+    def spent_hours(self, trial_id: str) -> float:
+        """Device-hours of all epochs that the trial has reported, those of attempts that were cut off included."""
+        seconds = sum(line.get("seconds", 0.0) for line in self.history(trial_id))
+        return float(seconds) * self.sweep().workers / 3600
 
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""

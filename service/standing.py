@@ -88,8 +88,7 @@ def next_command(sweep: SweepRecord) -> str:
 
 def spent_hours(store: SweepStore) -> float:
     """Device-hours of all epochs that the trials have reported, those of attempts that were cut off included."""
-    seconds = sum(line.get("seconds", 0.0) for trial in store.trials() for line in store.history(trial.trial_id))
-    return float(seconds) * store.sweep().workers / 3600
+    return sum(store.spent_hours(trial.trial_id) for trial in store.trials())
 
 
 def _seconds_left(sweep: SweepRecord, trials: list[TrialRecord]) -> float | None:
