@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainables.bops import FULL_BITS, GIGA
+from trainables.bops import FULL, GIGA
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
@@ -50,8 +49,7 @@ def layer_rows(record: PolicyRecord) -> list[dict[str, Any]]:
     policy, work = record.policy, record.work
     if work is None:
         return [{"layer": name, **_bits(bits), "pinned": name in policy.pinned} for name, bits in policy.bits.items()]
-    float_bits = LayerBits(FULL_BITS, FULL_BITS)
-    bops = {name: layer.macs * math.prod(policy.bits.get(name, float_bits)) for name, layer in work.work.items()}
+    bops = {name: layer.counts(policy.bits.get(name, FULL), searched=False).bops for name, layer in work.work.items()}
     total = sum(bops.values())
     return [
         {

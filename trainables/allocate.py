@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from trainables.bops import COUNT_OF, CostModel, Counts, LayerWork
+from trainables.bops import COUNT_OF, CostModel, Counts
 from trainables.choices import Choices, Scores
 from trainables.config import BudgetConfig
-from trainables.policy import BitPolicy
+from trainables.policy import BitPolicy, LayerBits
 
 TIE = 1e-6
 """A score is worth so much less in full precision than without any BOPs."""
@@ -89,8 +89,8 @@ class _Option:
     """0 where the owner is a group."""
     act: int
     score: float
-    counts: Mapping[str, int]
-    """What choosing it adds to each count; empty for a group."""
+    counts: Counts
+    """What choosing it adds; nothing for a group."""
 
 
 class _Program:
@@ -124,7 +124,7 @@ class _Program:
 
     def _loss(self) -> NDArray[np.float64]:
         full_bops = self._costs.full_bops_g * 1e9
-        values = np.array([o.score - TIE * o.counts.get("bops", 0) / full_bops for o in self._options])
+        values = np.array([o.score - TIE * o.counts.bops / full_bops for o in self._options])
         # Scores of one owner may all be raised alike: each owner has exactly one option.
         lost: NDArray[np.float64] = values.max() - values
         return lost * (_LARGEST_LOSS / lost.max())
@@ -139,13 +139,13 @@ class _Program:
     def _group_options(self) -> Iterator[_Option]:
         for group, scores in self._choices.acts.items():
             for act in _worthwhile(scores):
-                yield _Option(group, 0, act, scores.of(act), {})
+                yield _Option(group, 0, act, scores.of(act), Counts())
 
     def _layer_options(self) -> Iterator[_Option]:
         for layer, scores in self._choices.weights.items():
             for act in _worthwhile(self._choices.acts[self._choices.group_of[layer]]):
                 for weight in _worthwhile(scores):
-                    counts = _counts(self._costs.work[layer], weight, act)
+                    counts = self._costs.work[layer].counts(LayerBits(weight, act), searched=True)
                     yield _Option(layer, weight, act, scores.of(weight), counts)
 
     def _one_each(self) -> LinearConstraint:
@@ -167,29 +167,16 @@ class _Program:
 
     def _within(self) -> Iterator[LinearConstraint]:
         """Each limit, less what pinned layers and products of activations take."""
-        smallest = self._choices.smallest
-        total = self._costs.counts(smallest)
-        of_layers = [_counts(self._costs.work[layer], *bits) for layer, bits in smallest.searched.items()]
+        unsearched = self._costs.unsearched({layer: LayerBits(b, b) for layer, b in self._choices.pinned.items()})
         for name, most in self._limits.items():
             count = COUNT_OF[name]
-            fixed = getattr(total, count) - sum(counts[count] for counts in of_layers)
-            row = np.array([option.counts.get(count, 0) * _LIMIT / (most - fixed) for option in self._options])
+            left = most - getattr(unsearched, count)
+            row = np.array([getattr(option.counts, count) * _LIMIT / left for option in self._options])
             yield LinearConstraint(row, ub=_LIMIT)
 
     def _matrix(self, entries: list[tuple[int, int, float]], rows: int) -> csr_array:
         row, column, value = zip(*entries, strict=True)
         return csr_array((value, (row, column)), shape=(rows, len(self._options)))
-
-
-def _counts(work: LayerWork, weight: int, act: int) -> dict[str, int]:
-    """What a searched layer adds to each count."""
-    bops = work.macs * weight * act
-    return {
-        "bops": bops,
-        "searched_bops": bops,
-        "weight_bits": work.weights * weight,
-        "act_bits": work.inputs * act,
-    }
 
 
 @contextmanager

@@ -27,8 +27,8 @@ from trainables.errors import ConfigError
 from trainables.policy import BitPolicy, LayerBits
 
 FULL_BITS = 32
+FULL = LayerBits(FULL_BITS, FULL_BITS)
 GIGA = 10**9
-Convention = Literal["exact", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,17 @@ class LayerWork:
     """The first layer that reads the very same activation; itself where no layer before it does."""
     stream: str
     """The same, where activations that are added to each other, and their sum, count as one."""
+
+    def counts(self, bits: LayerBits, *, searched: bool) -> Counts:
+        """What the layer adds to each count with these bits."""
+        bops = self.macs * bits.weight * bits.act
+        return Counts(
+            bops=bops,
+            searched_bops=bops if searched else 0,
+            weight_bits=self.weights * bits.weight,
+            act_bits=self.inputs * bits.act,
+            searched_macs=self.macs if searched else 0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,16 +89,25 @@ class Storage:
 class Counts:
     """What bits add up to over a network, in whole numbers: every cost grows (compression falls) with one of them."""
 
-    bops: int
+    bops: int = 0
     """Σ MACs·w_bits·a_bits over all layers and products of activations."""
-    searched_bops: int
+    searched_bops: int = 0
     """The same over the searched layers."""
-    weight_bits: int
+    weight_bits: int = 0
     """Σ weights·w_bits."""
-    act_bits: int
+    act_bits: int = 0
     """Σ inputs·a_bits."""
-    searched_macs: int
+    searched_macs: int = 0
     """MACs of the searched layers, whatever their bits."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            bops=self.bops + other.bops,
+            searched_bops=self.searched_bops + other.searched_bops,
+            weight_bits=self.weight_bits + other.weight_bits,
+            act_bits=self.act_bits + other.act_bits,
+            searched_macs=self.searched_macs + other.searched_macs,
+        )
 
 
 COUNT_OF = {
@@ -138,16 +158,15 @@ class CostModel:
     def counts(self, policy: BitPolicy) -> Counts:
         """What the bits of `policy` add up to. Raises ConfigError when it names other layers."""
         policy.check_covers(self.layers)
-        full = LayerBits(FULL_BITS, FULL_BITS)
-        parts = [(name, work, policy.bits.get(name, full)) for name, work in self.work.items()]
-        searched = policy.searched
-        return Counts(
-            bops=sum(work.macs * bits.weight * bits.act for _, work, bits in parts),
-            searched_bops=sum(work.macs * bits.weight * bits.act for name, work, bits in parts if name in searched),
-            weight_bits=sum(work.weights * bits.weight for _, work, bits in parts),
-            act_bits=sum(work.inputs * bits.act for _, work, bits in parts),
-            searched_macs=sum(self.work[name].macs for name in searched),
-        )
+        searched = policy.searched.items()
+        pinned = {name: policy.bits[name] for name in policy.pinned}
+        return sum((self.work[name].counts(bits, searched=True) for name, bits in searched), self.unsearched(pinned))
+
+    def unsearched(self, pinned: Mapping[str, LayerBits]) -> Counts:
+        """What pinned layers with their bits, and products of activations in full precision, add up to."""
+        products = {name: FULL for name, work in self.work.items() if work.kind == "product"}
+        parts = {**pinned, **products}.items()
+        return sum((self.work[name].counts(bits, searched=False) for name, bits in parts), Counts())
 
     def costs(self, counts: Counts) -> dict[str, float]:
         """Every cost, each the nearest float to its exact value. See `of`."""
@@ -168,9 +187,9 @@ class CostModel:
         mean_weight_bits, mean_act_bits. Raises ConfigError when the policy names other layers."""
         return self.costs(self.counts(policy))
 
-    def bops_g(self, policy: BitPolicy, *, convention: Convention = "exact") -> float:
+    def bops_g(self, policy: BitPolicy) -> float:
         """BOPs of one image under `policy`, 10^9. Raises ConfigError when the policy names other layers."""
-        return self.of(policy)["bops_paper_g" if convention == "paper" else "bops_g"]
+        return self.counts(policy).bops / GIGA
 
     def storage(self, policy: BitPolicy) -> Storage:
         """Bytes under `policy`. Raises ConfigError when the policy names other layers."""

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.bops import COUNT_OF, FULL_BITS, CostModel
+from trainables.bops import COUNT_OF, CostModel
 from trainables.choices import Choices, Scores
 from trainables.config import NetworkConfig, QuantizerName, SupernetConfig
 from trainables.errors import ConfigError, CoverageError, DivergedError
-from trainables.policy import BitPolicy
+from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 
 
@@ -104,7 +104,7 @@ class Supernet:
             for w, a, macs in zip(self._weight_widths, self._act_widths, self.macs, strict=True)
         )
         self.start = torch.tensor(start, device=device)
-        self._unsearched = _unsearched(costs, roles)
+        self._unsearched = costs.unsearched({name: LayerBits(b, b) for name, b in roles.pinned.items()})
 
     def bit_logits(self) -> list[nn.Parameter]:
         """All logits, those of a group once; the other parameters are weights."""
@@ -139,7 +139,7 @@ class Supernet:
             "act_bits": (act_bits * inputs).sum(),
         }
         return torch.stack(
-            [(searched[COUNT_OF[k]] + self._unsearched[COUNT_OF[k]]) / most for k, most in limits.items()]
+            [(searched[COUNT_OF[k]] + getattr(self._unsearched, COUNT_OF[k])) / most for k, most in limits.items()]
         )
 
     @torch.no_grad()
@@ -160,11 +160,6 @@ class Supernet:
             pinned=self.roles.pinned,
         )
 
-    def discretise(self, network: str) -> BitPolicy:
-        """The most probable width of every searched layer's weights and every group's activation; of equals the
-        smaller."""
-        return self.choices(network).best
-
     @torch.no_grad()
     def certainty(self) -> float:
         """Mean over all choices of the largest π: how far they have been made, 1/n at the start."""
@@ -175,18 +170,6 @@ class Supernet:
         for group, members in self.roles.groups.items():
             if group not in self.roles.fixed_acts:
                 yield self.searched[members[0]].mixture.act_probs()
-
-
-def _unsearched(costs: CostModel, roles: Roles) -> dict[str, int]:
-    """What pinned layers, at their bits, and products of activations add to each count."""
-    pinned = [(costs.work[name], bits) for name, bits in roles.pinned.items()]
-    products = sum(work.macs for work in costs.work.values() if work.kind == "product")
-    return {
-        "bops": sum(work.macs * bits * bits for work, bits in pinned) + products * FULL_BITS**2,
-        "searched_bops": 0,
-        "weight_bits": sum(work.weights * bits for work, bits in pinned),
-        "act_bits": sum(work.inputs * bits for work, bits in pinned),
-    }
 
 
 def _log_probs(widths: tuple[int, ...], logits: Tensor | None) -> Scores:

@@ -190,7 +190,7 @@ def test_each_network_takes_a_step_as_a_supernet_and_once_deployed(name: str) ->
     net(images)
     costs = measure(net, images)
     supernet = build_supernet(net, costs, assign_roles(costs, NetworkConfig(name=name)), SEARCH)
-    policy = supernet.discretise(name)
+    policy = supernet.choices(name).best
     deployed = deploy(net, costs, policy, "pact")
     calibrate(deployed, images)
     for quantized, num_layers in ((supernet.net, len(policy.searched)), (deployed, len(policy.bits))):

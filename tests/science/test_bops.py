@@ -157,7 +157,7 @@ def test_a_layer_that_never_runs_is_an_error() -> None:
 def test_paper_convention_compresses_a_2_bit_resnet18_by_256() -> None:
     costs = measure(torchvision.models.resnet18(), IMAGE)
     policy = uniform(costs, 2, 2)
-    paper = costs.bops_g(policy, convention="paper")
+    paper = costs.of(policy)["bops_paper_g"]
     assert costs.full_bops_g / paper == pytest.approx(256.0)
     # The paper prints 1853.4 G for full precision, 0.23 % less than its MACs give, hence 7.24 for 7.26.
     assert costs.full_bops_g == pytest.approx(1853.4, rel=2.4e-3)
@@ -170,7 +170,7 @@ def test_exact_bops_and_storage_are_the_sums_over_layers() -> None:
     policy = uniform(costs, 2, 3)
     macs = (4 * 27 * 4, 6 * 4 * 4, 24 * 5)
     assert costs.bops_g(policy) * 1e9 == pytest.approx(64 * macs[0] + 6 * macs[1] + 64 * macs[2])
-    assert costs.bops_g(policy, convention="paper") * 1e9 == pytest.approx(6 * sum(macs))
+    assert costs.of(policy)["bops_paper_g"] * 1e9 == pytest.approx(6 * sum(macs))
     storage = costs.storage(policy)
     assert storage.weight_bytes == (8 * 4 * 27 + 2 * 24 + 8 * 120) / 8
     assert storage.mb * 1e6 == pytest.approx(storage.mib * 2**20)

@@ -107,7 +107,7 @@ def search_and_brute_force(widths: tuple[int, int], zeta: float) -> tuple[Bits, 
     workers = Workers(0, 1, torch.device("cpu"))
     kept = Checkpoint(None, workers).begin("search", supernet.net)
     train(supernet.net, plan, objective, workers=workers, on_epoch=lambda epoch, means: None, checkpoint=kept)
-    found = tuple(tuple(bits) for bits in supernet.discretise("net").searched.values())
+    found = tuple(tuple(bits) for bits in supernet.choices("net").best.searched.values())
     return found, sorted(values, key=values.__getitem__)
 
 

@@ -65,7 +65,7 @@ def test_stem_and_head_stay_float_during_search_and_are_quantised_on_deployment(
     assert type(supernet.net[0]) is nn.Conv2d
     assert type(supernet.net[6]) is nn.Linear
     assert list(supernet.searched) == ["2", "5"]
-    policy = supernet.discretise("net")
+    policy = supernet.choices("net").best
     assert list(policy.bits) == ["0", "2", "5", "6"]
     assert policy.pinned == {"0", "6"}
     assert policy.bits["0"] == policy.bits["6"] == LayerBits(8, 8)
@@ -79,7 +79,7 @@ def test_the_float_network_is_left_as_it_was() -> None:
     net, images = small_net(), torch.randn(5, 3, 8, 8)
     before = copy.deepcopy(net.state_dict())
     supernet, costs = made(net, images)
-    deploy(net, costs, supernet.discretise("net"), "hwgq")
+    deploy(net, costs, supernet.choices("net").best, "hwgq")
     assert [type(m) for m in net] == [type(m) for m in small_net()]
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     # Same names, so that a float checkpoint fits.
@@ -92,7 +92,7 @@ def test_the_deployed_layer_has_the_number_of_levels_that_the_policy_says() -> N
     with torch.no_grad():
         supernet.searched["2"].mixture.weight_logits[1] = 5.0
         supernet.searched["2"].mixture.act_logits[2] = 5.0
-    policy = supernet.discretise("net")
+    policy = supernet.choices("net").best
     assert policy.searched["2"] == LayerBits(weight=3, act=4)
     deployed = deploy(net, costs, policy, "pact")
     calibrate(deployed, images)
@@ -103,7 +103,7 @@ def test_the_deployed_layer_has_the_number_of_levels_that_the_policy_says() -> N
 
 def test_equal_probabilities_give_the_smaller_width() -> None:
     supernet, _ = made(small_net(), torch.randn(5, 3, 8, 8), weight_bits=(4, 2, 3))
-    assert {bits.weight for bits in supernet.discretise("net").searched.values()} == {2}
+    assert {bits.weight for bits in supernet.choices("net").best.searched.values()} == {2}
 
 
 def test_expected_bits_are_the_mean_width() -> None:
@@ -195,7 +195,7 @@ def test_layers_that_share_an_activation_have_one_quantiser_and_one_vector_of_lo
     with torch.no_grad():
         b.act_logits.copy_(torch.tensor([0.0, 0.0, 1.0]))
         a.weight_logits.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    policy = supernet.discretise("net")
+    policy = supernet.choices("net").best
     assert [policy.bits[name] for name in "abc"] == [LayerBits(3, 4), LayerBits(2, 4), LayerBits(2, 2)]
     largest = [1 / 3, 1 / 3, math.e / (2 + math.e)]
     assert supernet.certainty() == pytest.approx((sum(largest) + largest[2] + 1 / 3) / 5)
@@ -233,7 +233,7 @@ def test_a_pinned_layer_fixes_the_activation_of_its_group_alone() -> None:
     mixture = supernet.searched["a"].mixture
     assert (mixture.act_bits, mixture.weight_bits) == ((6,), (2, 3, 4))
     assert mixture.activations is quant_layers(supernet.net)["b"].mixture.activations
-    assert supernet.discretise("net").bits["a"] == LayerBits(weight=2, act=6)
+    assert supernet.choices("net").best.bits["a"] == LayerBits(weight=2, act=6)
     torch.testing.assert_close(supernet.expected_bits()[1], torch.tensor([6.0, 3.0]))
     tied = assign_roles(costs, NetworkConfig(name="net", pinned={"c": 5}, tie_residuals=True))
     assert (tied.group_of["c"], tied.fixed_acts["c"]) == ("c", 5)

@@ -44,7 +44,7 @@ def quiet(epoch: api.EpochReport) -> None:
 def costs_of(costs: CostModel, policy: BitPolicy) -> dict[str, float]:
     return {
         "bops_g": costs.bops_g(policy),
-        "bops_paper_g": costs.bops_g(policy, convention="paper"),
+        "bops_paper_g": costs.of(policy)["bops_paper_g"],
         "compression": costs.full_bops_g / costs.bops_g(policy),
         "storage_mb": costs.storage(policy).mb,
         "storage_mib": costs.storage(policy).mib,
