@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from service.front import Front, find_front
 from service.records import SweepRecord, SweepStore, TrialRecord
@@ -25,18 +26,40 @@ class SweepView:
     """Of the front's members, by trial."""
     hours: Mapping[str, float]
     """Device-hours of each trial's epochs so far, those of attempts that were cut off included; the references' not."""
+    stage_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The same by trial and stage, search and finetune."""
 
 
-def read_view(store: SweepStore) -> SweepView:
-    """The sweep in `store` as it stands."""
+def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints: Sequence[str] = ()) -> SweepView:
+    """The sweep in `store` as it stands; with other objectives, or within more constraints, where these are given."""
     sweep, trials = store.sweep(), store.trials()
+    sweep = replace(
+        sweep,
+        objectives=tuple(objectives) or sweep.objectives,
+        constraints=tuple(dict.fromkeys((*sweep.constraints, *constraints))),
+    )
     found = find_front(trials, sweep)
     members = [trial.trial_id for trial in found.members]
+    stages = {trial.trial_id: _stage_hours(store.history(trial.trial_id), sweep.workers) for trial in trials}
     return SweepView(
         folder=store.folder,
         sweep=sweep,
         trials=tuple(trials),
         found=found,
         policies={trial_id: store.policy(trial_id) for trial_id in members if store.has_policy(trial_id)},
-        hours={trial.trial_id: store.spent_hours(trial.trial_id) for trial in trials},
+        hours={trial_id: sum(hours.values()) for trial_id, hours in stages.items()},
+        stage_hours=stages,
     )
+
+
+def _stage_hours(history: Sequence[Mapping[str, Any]], workers: int) -> dict[str, float]:
+    hours: dict[str, float] = {}
+    for line in history:
+        hours[line["stage"]] = hours.get(line["stage"], 0.0) + line.get("seconds", 0.0) * workers / 3600
+    return hours
+
+
+def eligible(view: SweepView) -> tuple[TrialRecord, ...]:
+    """The done trials within the constraints: those that the front is made of."""
+    beyond = {trial.trial_id for trial in view.found.infeasible}
+    return tuple(trial for trial in view.found.done if trial.trial_id not in beyond)
