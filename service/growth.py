@@ -32,15 +32,16 @@ def reference_point(points: Sequence[Point], objectives: Sequence[Objective] = O
     return Box.around(points, objectives).reference_point
 
 
-def growth(view: SweepView) -> tuple[Growth, ...]:
+def growth(view: SweepView, *, box: Box | None = None) -> tuple[Growth, ...]:
     """The front's hypervolume after each trial that ended, in the order of their ends (equal ones by number).
 
-    The box, and with it the corner, is that of all done trials within the constraints, so it stays in its place as
-    trials come; trials beyond a constraint take hours and add nothing. Whenever the front changes its volume is
-    computed anew over its members alone: O(n·m log m) for n trials and m on the front.
+    Without a `box`, which several sweeps can share, it is that of all done trials within the constraints, so that the
+    corner stays in its place as trials come; trials beyond a constraint take hours and add nothing. Whenever the front
+    changes its volume is computed anew over its members alone: O(n·m log m) for n trials and m on the front.
     """
     points = {trial.trial_id: trial.metrics for trial in eligible(view)}
-    box = Box.around(list(points.values()), view.found.objectives) if points else None
+    if box is None and points:
+        box = Box.around(list(points.values()), view.found.objectives)
     ended = sorted((trial for trial in view.trials if trial.final), key=lambda trial: (trial.ended_ms, trial.number))
     front: list[Values] = []
     volume, hours, steps = 0.0, 0.0, []

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from service.front import Front, find_front
 from service.records import SweepRecord, SweepStore, TrialRecord
+from service.space import Domain, parse_domain
+from service.yaml_source import read_yaml
+from trainables.errors import ConfigError, SpecError
 from trainables.policy_file import PolicyRecord
 
 
@@ -28,6 +32,8 @@ class SweepView:
     """Device-hours of each trial's epochs so far, those of attempts that were cut off included; the references' not."""
     stage_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The same by trial and stage, search and finetune."""
+    space: Mapping[str, Domain] = field(default_factory=dict)
+    """What the trials vary, as far as the sweep's file can still be read."""
 
 
 def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints: Sequence[str] = ()) -> SweepView:
@@ -49,7 +55,18 @@ def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints:
         policies={trial_id: store.policy(trial_id) for trial_id in members if store.has_policy(trial_id)},
         hours={trial_id: sum(hours.values()) for trial_id, hours in stages.items()},
         stage_hours=stages,
+        space=_space(store.folder / "spec.yaml"),
     )
+
+
+def _space(path: Path) -> dict[str, Domain]:
+    """The ranges alone: a file of another version of Bitfront may not be one of today's sweeps any more."""
+    space = {}
+    with suppress(SpecError):
+        for name, value in read_yaml(path).mapping(("space",)).items():
+            with suppress(ConfigError):
+                space[name] = parse_domain(value)
+    return space
 
 
 def _stage_hours(history: Sequence[Mapping[str, Any]], workers: int) -> dict[str, float]:
