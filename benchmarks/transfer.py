@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -41,10 +40,10 @@ from trainables.config import (
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy
+from trainables.random_policy import random_policies
 from trainables.reference import Bench, ensure_reference, load_bench
 from trainables.report import EpochReport
 
-BITS = (2, 3, 4)
 DATA = {
     "digits": DataConfig(name="digits", image_size=16),
     "fashion-mnist": DataConfig(name="fashion-mnist", image_size=16, fraction=0.1, augment="flip"),
@@ -86,9 +85,12 @@ class Ledger:
         if not path.exists():
             bench = self.bench(data, METHODS["GMPQ"], seed)
             make_repeatable(seed)
-            top1, attribution = finetune(bench, policy, quiet)
-            path.write_text(json.dumps([top1, attribution.ard]))
-            print(f"{data} seed {seed} {policy.hash[:8]}: top-1 {top1:.2f} ARD {attribution.ard:.2f}", flush=True)
+            found = finetune(bench, policy, quiet)
+            path.write_text(json.dumps([found.top1, found.attribution.ard]))
+            print(
+                f"{data} seed {seed} {policy.hash[:8]}: top-1 {found.top1:.2f} ARD {found.attribution.ard:.2f}",
+                flush=True,
+            )
         top1, ard = json.loads(path.read_text())
         return top1, ard
 
@@ -115,16 +117,6 @@ def uniform(choices: Choices, weight: int, act: int) -> BitPolicy:
     return choices.policy(dict.fromkeys(choices.weights, weight), dict.fromkeys(choices.acts, act))
 
 
-def random_policy(choices: Choices, costs: CostModel, budget_bops_g: float, drawn: random.Random) -> BitPolicy:
-    """Of all policies with 97 to 100 % of the budget one, each as likely as the others."""
-    while True:
-        policy = choices.policy(
-            {name: drawn.choice(BITS) for name in choices.weights}, {name: drawn.choice(BITS) for name in choices.acts}
-        )
-        if 0.97 * budget_bops_g <= costs.bops_g(policy) <= budget_bops_g:
-            return policy
-
-
 def candidates(ledger: Ledger, costs: CostModel, budget_bops_g: float, seed: int) -> Iterator[tuple[str, BitPolicy]]:
     """Where a policy is from, and the policy."""
     budget = BudgetConfig(bops_g=budget_bops_g)
@@ -132,9 +124,8 @@ def candidates(ledger: Ledger, costs: CostModel, budget_bops_g: float, seed: int
         for method in METHODS:
             yield f"{method} on {data}", allocate(ledger.searched(data, method, seed), costs, budget)
     any_choices = ledger.searched("digits", "EdMIPS", seed)
-    drawn = random.Random(f"{seed} {budget_bops_g}")
-    for _ in range(RANDOM_PER_SEED):
-        yield "random", random_policy(any_choices, costs, budget_bops_g, drawn)
+    for policy in random_policies(any_choices, costs, bops_g=budget_bops_g, count=RANDOM_PER_SEED, seed=seed):
+        yield "random", policy
     for weight, act in UNIFORM:
         policy = uniform(any_choices, weight, act)
         if costs.bops_g(policy) == budget_bops_g:

@@ -13,11 +13,20 @@ from trainables.choices import Choices
 from trainables.config import BudgetConfig, TrialConfig
 from trainables.errors import ConfigError
 from trainables.policy import BitPolicy
-from trainables.report import EpochReport, ReferenceRecord, Report, TrialResult
-from trainables.survey_report import Reach, StepTimes, Survey, check_budget, reference_hours, trial_hours
+from trainables.report import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
+from trainables.survey_report import (
+    Reach,
+    StepTimes,
+    Survey,
+    check_budget,
+    finetune_hours,
+    reference_hours,
+    trial_hours,
+)
 
 __all__ = [
     "EpochReport",
+    "FinetuneResult",
     "Reach",
     "ReferenceRecord",
     "Report",
@@ -29,6 +38,9 @@ __all__ = [
     "count",
     "count_gpus",
     "ensure_reference",
+    "finetune",
+    "finetune_hours",
+    "random_policies",
     "reference_hours",
     "run_trial",
     "survey",
@@ -76,6 +88,32 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     from trainables import reference
 
     return reference.ensure_reference(config, report, store=store)
+
+
+def finetune(
+    config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+) -> FinetuneResult:
+    """Finetunes and measures a given policy as a trial of `config` does the one that it finds: on every worker alike.
+
+    Whatever `config` says of the search and its budget is left aside, except for the quantiser. Needs the reference in
+    `store`. Goes on from the file `checkpoint`, if it is there; one of another policy counts as none. Raises
+    ConfigError where the policy names other layers, DivergedError where a loss left the finite numbers.
+    """
+    from trainables import trial
+
+    return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint)
+
+
+def random_policies(
+    choices: Choices, costs: CostModel, *, bops_g: float, count: int, seed: int | tuple[int, ...]
+) -> tuple[BitPolicy, ...]:
+    """Of all policies of the widths of `choices` with 97 to 100 % of `bops_g`, `count` drawn uniformly. Needs no torch.
+
+    Raises ConfigError where there are none.
+    """
+    from trainables import random_policy
+
+    return random_policy.random_policies(choices, costs, bops_g=bops_g, count=count, seed=seed)
 
 
 def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None) -> TrialResult:

@@ -66,6 +66,12 @@ class Checkpoint:
         """Device-hours of all workers in `stage`; of attempts that were cut off up to their last epoch."""
         return self._seconds.get(stage, 0.0) / 3600 * self._workers.size
 
+    def emptied(self) -> Checkpoint:
+        """The same file as if nothing were in it; it is written over after the first epoch."""
+        fresh = Checkpoint(None, self._workers)
+        fresh._path = self._path
+        return fresh
+
     def remove(self) -> None:
         """The result is safe; nothing has to be gone on with."""
         if self._path and self._workers.rank == 0:

@@ -358,6 +358,9 @@ class TrialConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     seed: int = 0
+    images: int = 0
+    """Validation images of which the result has attribution maps, for people to look at; no other number depends on
+    it."""
 
     def __post_init__(self) -> None:
         if self.method.barrier and not self.budget.limits:

@@ -41,6 +41,11 @@ class AttributionScore:
     """Pixels that were ranked."""
 
 
+def as_compared(maps: Tensor, *, image_size: int, config: EvaluationConfig) -> Tensor:
+    """Maps [N, h, w] at the resolution at which they are compared."""
+    return upsample(maps, image_size) if config.resolution == "input" else maps
+
+
 def compare_attribution(
     quantized: nn.Module,
     theirs_of: Callable[[Batch], Tensor],
@@ -59,8 +64,7 @@ def compare_attribution(
         batch = loaded.to(workers.device)
         images, labels = batch.images, batch.labels
         ours, theirs = tap.observe(quantized, images, labels).maps, theirs_of(batch)
-        if config.resolution == "input":
-            ours, theirs = upsample(ours, images.shape[2]), upsample(theirs, images.shape[2])
+        ours, theirs = (as_compared(maps, image_size=images.shape[2], config=config) for maps in (ours, theirs))
         difference = rank_difference(ours, theirs, top_k=config.top_k)
         sums += torch.tensor([float(difference.sum()), float(entropy(ours).double().sum()), float(len(labels))])
         pixels = min(config.top_k, ours.shape[1] * ours.shape[2])

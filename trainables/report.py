@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from trainables.choices import Choices
 from trainables.errors import StorageError
 from trainables.policy_file import PolicyRecord
+
+if TYPE_CHECKING:
+    from trainables.samples import SampleMaps
 
 RECORD_FILE = "record.json"
 Stage = Literal["reference", "search", "finetune"]
@@ -68,3 +71,15 @@ class TrialResult:
     """top1 (percent), ard (ranks), ard_normalised, entropy (nats), bops_g, bops_paper_g, compression, storage_mb,
     storage_mib, mean_weight_bits, mean_act_bits, float_mb, reference_top1, search_device_hours, finetune_device_hours,
     device_hours."""
+    samples: SampleMaps | None = None
+    """Maps of `TrialConfig.images` validation images; None where it asks for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneResult:
+    """What a given policy is worth after its finetune. Every metric is a finite number."""
+
+    metrics: Mapping[str, float]
+    """Those of `TrialResult`, less search_device_hours."""
+    samples: SampleMaps | None = None
+    """As in `TrialResult`."""

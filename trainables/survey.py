@@ -237,6 +237,15 @@ class _Sample:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def labels(self) -> Tensor:
+        """See `ImageSet.labels`."""
+        return self.images.labels[torch.arange(self.count) % len(self.images)]
+
+    def pixels(self, places: Tensor) -> Tensor:
+        """See `ImageSet.pixels`; not timed."""
+        return self.images.pixels(places % len(self.images))
+
     def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See `ImageSet.batch`."""
         asked_s = self.clock.now_s()

@@ -69,9 +69,14 @@ def check_budget(config: TrialConfig, survey: Survey) -> None:
 def trial_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
     """Device-hours of a trial that runs to its end: search, finetune with top-1 and attribution after each epoch."""
     search_s = config.method.epochs * survey.steps_per_epoch["search"] * times.search_s
+    return search_s * workers / 3600 + finetune_hours(config, survey, times, workers=workers)
+
+
+def finetune_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
+    """Device-hours of a finetune alone, of one policy."""
     finetune_s = config.finetune.epochs * survey.steps_per_epoch["finetune"] * times.finetune_s
     measured_s = _validation_batches(config, survey) * (times.validation_s + times.comparison_s)
-    return (search_s + finetune_s + config.finetune.epochs * measured_s) * workers / 3600
+    return (finetune_s + config.finetune.epochs * measured_s) * workers / 3600
 
 
 def reference_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:

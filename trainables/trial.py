@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 from trainables import methods
 from trainables.allocate import allocate
-from trainables.config import TrialConfig, method_name
+from trainables.config import BudgetConfig, TrialConfig, method_name
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy
-from trainables.policy_file import PolicyRecord
+from trainables.policy_file import PolicyRecord, all_costs
 from trainables.recount import recount
 from trainables.reference import Bench, load_bench
-from trainables.report import Report, TrialResult
+from trainables.report import FinetuneResult, Report, TrialResult
 from trainables.supernet import deploy
 
 
@@ -29,33 +30,54 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     if choices is None or policy is None:
         choices = clock.choices = methods.search(bench, report)
         policy = allocate(choices, bench.costs, config.budget)
-        _check_recount(bench, policy)
-    clock.watch("finetune")
-    top1, attribution = finetune(bench, policy, report)
-    clock.stop()
-
-    record = _record(bench, policy)
-    search_hours, finetune_hours = clock.hours("search"), clock.hours("finetune")
+        _check_recount(bench, policy, config.budget)
+    found = _finetuned(bench, policy, report)
+    search_hours = clock.hours("search")
     metrics = {
-        "top1": top1,
-        "ard": attribution.ard,
-        "ard_normalised": attribution.ard_normalised,
-        "entropy": attribution.entropy,
-        "attribution_pixels": float(attribution.pixels),
-        "reference_top1": bench.record.top1,
-        **record.costs,
+        **found.metrics,
         "search_device_hours": search_hours,
-        "finetune_device_hours": finetune_hours,
-        "device_hours": search_hours + finetune_hours,
+        "device_hours": search_hours + found.metrics["device_hours"],
     }
-    return TrialResult(record=record, choices=choices, metrics=metrics)
+    return TrialResult(record=_record(bench, policy), choices=choices, metrics=metrics, samples=found.samples)
 
 
-def _check_recount(bench: Bench, policy: BitPolicy) -> None:
+def finetune_policy(
+    config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+) -> FinetuneResult:
+    """See `trainables.api.finetune`."""
+    bench = load_bench(config, store=store, checkpoint=checkpoint)
+    if bench.checkpoint.policy not in (None, policy):
+        bench = replace(bench, checkpoint=bench.checkpoint.emptied())
+    make_repeatable(config.seed)
+    _check_recount(bench, policy, BudgetConfig())
+    return _finetuned(bench, policy, report)
+
+
+def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> FinetuneResult:
+    clock = bench.checkpoint
+    clock.watch("finetune")
+    found = finetune(bench, policy, report)
+    clock.stop()
+    hours = clock.hours("finetune")
+    metrics = {
+        "top1": found.top1,
+        "ard": found.attribution.ard,
+        "ard_normalised": found.attribution.ard_normalised,
+        "entropy": found.attribution.entropy,
+        "attribution_pixels": float(found.attribution.pixels),
+        "reference_top1": bench.record.top1,
+        **all_costs(policy, bench.costs),
+        "finetune_device_hours": hours,
+        "device_hours": hours,
+    }
+    return FinetuneResult(metrics=metrics, samples=found.samples)
+
+
+def _check_recount(bench: Bench, policy: BitPolicy, budget: BudgetConfig) -> None:
     """That the network which is deployed costs what its policy says, and keeps the budget."""
     deployed = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
     recounted = bench.costs.costs(recount(deployed, bench.probe, searched=policy.searched))
-    broken = bench.config.budget.broken(recounted)
+    broken = budget.broken(recounted)
     if recounted != bench.costs.of(policy) or broken:
         raise RuntimeError(f"the deployed network costs {recounted}, its policy {bench.costs.of(policy)}; {broken=}")
 

@@ -10,6 +10,7 @@ read the sets that it cites as published: 101 000 photos of 101 dishes, and 10 0
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ def read_fine_grained(config: DataConfig) -> DataSplits:
     train = _index(name, root, training, layout.training_lists)
     test = _index(name, root, ("test",), layout.test_lists)
     _check_together(name, root / layout.folder, train, test)
-    return from_files(config, train.files, test.files, num_classes=len(test.classes))
+    splits = from_files(config, train.files, test.files, num_classes=len(test.classes))
+    return replace(splits, class_names=tuple(test.classes))
 
 
 def _check_complete(name: str, root: Path) -> None:

@@ -48,9 +48,13 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def pixels(self, places: Tensor) -> Tensor:
+        """See ImageSet.pixels."""
+        return self.images[places]
+
     def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See ImageSet.batch."""
-        images = self.images[places]
+        images = self.pixels(places)
         if draws is not None:
             images = augmented(images, self.augment, draws)
         return (images.float() - self.mean) / self.std, self.labels[places]
@@ -151,16 +155,20 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def pixels(self, places: Tensor) -> Tensor:
+        """See ImageSet.pixels."""
+        return torch.stack([_centre(decoded(self.paths[place]), self.size) for place in places.tolist()])
+
     def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See ImageSet.batch."""
-        paths = [self.paths[place] for place in places.tolist()]
         if draws is None:
-            images = torch.stack([_centre(decoded(path), self.size) for path in paths])
+            images = self.pixels(places)
         elif self.augment == "resized-crop-flip":
+            paths = [self.paths[place] for place in places.tolist()]
             crops = [_resized_crop(decoded(path), self.size, row) for path, row in zip(paths, draws, strict=True)]
             images = augmented(torch.stack(crops), "flip", draws)
         else:
-            images = augmented(torch.stack([_centre(decoded(path), self.size) for path in paths]), self.augment, draws)
+            images = augmented(self.pixels(places), self.augment, draws)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
         return (images.float() - mean) / std, self.labels[places]
 

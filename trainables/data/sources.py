@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from trainables.data.splits import DataSplits, stratified
 from trainables.errors import DataMissingError
 
 DIGITS_TRAINING_SHARE = 0.8
+FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 IDX_BYTES = b"\x00\x00\x08"
 """First bytes of an IDX file of bytes; the number of dimensions follows."""
 
@@ -47,7 +51,7 @@ def read_fashion_mnist(config: DataConfig) -> DataSplits:
         download(lambda root: FashionMNIST(root, download=True), config)
     folder = fashion_folder(config)
     train, test = (_read_idx_pair(folder, split) for split in ("train", "t10k"))
-    return from_memory(config, train, test, num_classes=10)
+    return replace(from_memory(config, train, test, num_classes=10), class_names=FASHION)
 
 
 def _read_idx_pair(folder: Path, split: str) -> LabelledPixels:
@@ -88,7 +92,7 @@ def read_cifar(config: DataConfig) -> DataSplits:
         download(lambda root: source(root, download=True), config)
     root = data_root(config)
 
-    def read(train: bool) -> LabelledPixels:
+    def read(train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         try:
             found = source(root, train=train)
         except RuntimeError:
@@ -96,9 +100,12 @@ def read_cifar(config: DataConfig) -> DataSplits:
                 f"{root}: the files of {config.name} are incomplete or not the published ones (by their MD5); get them "
                 "again, or set data.download: true."
             ) from None
-        return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+        pixels = torch.from_numpy(found.data).permute(0, 3, 1, 2)
+        return pixels, torch.tensor(found.targets), tuple(found.classes)
 
-    return from_memory(config, read(True), read(False), num_classes=num_classes)
+    train, validation = read(True), read(False)
+    splits = from_memory(config, train[:2], validation[:2], num_classes=num_classes)
+    return replace(splits, class_names=train[2])
 
 
 def read_image_folder(config: DataConfig) -> DataSplits:
@@ -106,7 +113,7 @@ def read_image_folder(config: DataConfig) -> DataSplits:
     root = data_root(config)
     classes = class_names(root / "train")
     train, validation = (_listed(root / split, classes) for split in ("train", "val"))
-    return from_files(config, train, validation, num_classes=len(classes))
+    return replace(from_files(config, train, validation, num_classes=len(classes)), class_names=tuple(classes))
 
 
 def _listed(folder: Path, classes: list[str]) -> LabelledFiles:

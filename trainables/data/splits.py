@@ -45,7 +45,16 @@ class Batch(NamedTuple):
 class ImageSet(Protocol):
     """A data set that makes whole batches."""
 
+    @property
+    def labels(self) -> Tensor:
+        """Of all images [N]."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def pixels(self, places: Tensor) -> Tensor:
+        """Images at `places` [N] as they are, uint8 [N, 3, S, S]."""
+        ...
 
     def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """Images and labels at `places` [N]; augmented where `draws` [N, DRAWS] in [0, 1) are given."""
@@ -61,6 +70,8 @@ class DataSplits:
     validation: ImageSet
     num_classes: int
     digest: Callable[[], str]
+    class_names: tuple[str, ...] = ()
+    """By label; none where the data set does not know them."""
 
     @cached_property
     def fingerprint(self) -> str:

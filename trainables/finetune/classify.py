@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,24 @@ from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench
 from trainables.reference_maps import MapSetting, ReferenceMaps, kept_maps
 from trainables.report import EpochReport, Report
+from trainables.sample_maps import sample_maps
+from trainables.samples import SampleMaps
 from trainables.supernet import deploy
 from trainables.training import TrainingPlan, at_shares, train
 
 
-def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, AttributionScore]:
-    """Validation top-1 (percent) and attribution of `policy` after the finetune; clips calibrated on one batch."""
+class Finetuned(NamedTuple):
+    """What a policy's network scores after its finetune, on the validation images."""
+
+    top1: float
+    """Percent."""
+    attribution: AttributionScore
+    samples: SampleMaps | None
+    """Maps of a few images; None where the trial asks for none."""
+
+
+def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
+    """Finetunes `policy` and measures it; clips calibrated on one batch."""
     config, workers = bench.config.finetune, bench.workers
     net = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
     first = next(iter(bench.training_batches(0, config.batch_size)))
@@ -48,7 +61,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> tuple[float, At
     kept = bench.checkpoint.begin("finetune", net, policy=policy)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     # None were made where it goes on after the last epoch.
-    return scores[-1] if scores else score()
+    return Finetuned(*(scores[-1] if scores else score()), sample_maps(net, bench))
 
 
 def _score(net: nn.Module, bench: Bench, theirs: ReferenceMaps) -> tuple[float, AttributionScore]:
