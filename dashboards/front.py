@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dashboards.policies import NONE, fitted, new_table
+from service.comparison import Comparison
 from service.front import Front
+from service.pareto import METRICS, Objective
 from service.records import SweepRecord, TrialRecord
+from service.view import SweepView
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
 COLUMNS = (
     ("top1", "top-1 %", "{:.2f}"),
@@ -106,6 +115,159 @@ def as_table(found: Front, title: str, *, rows_shown: int | None = None) -> Tabl
     for row in cells[:rows_shown]:
         table.add_row(*row)
     return table
+
+
+def better(objectives: Sequence[Objective]) -> str:
+    """The objectives, and which way each is better."""
+    return ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in objectives)
+
+
+def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> Group:
+    """The front of one sweep, or of several together, for the terminal: members, knee, hypervolume, counts."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not found.joint:
+        return Group(*nothing_found(views, found.labels), *warned(found))
+    pairs = zip(views, found.labels, strict=True)
+    lines = [f"{_title(view, label)}: {_counts(view.sweep, view.found)}" for view, label in pairs]
+    if len(views) > 1:
+        shares = [f"{sum(o == place for o, _ in found.joint)} of {label}" for place, label in enumerate(found.labels)]
+        lines.append(f"Pareto front of {len(found.joint)} policies together: {', '.join(shares)}")
+    bounds = " and ".join(dict.fromkeys(text for view in views for text in view.sweep.constraints))
+    lines.append(f"{better(found.objectives)}{f'; only policies with {bounds}' if bounds else ''}")
+    table = member_table(found, width=width)
+    return Group(Text("\n".join(lines)), Text(""), table, Text(""), Text(_worth(found)), *warned(found))
+
+
+def _title(view: SweepView, label: str) -> str:
+    reference = f", full precision {view.sweep.full_precision}" if view.sweep.full_precision else ""
+    return f"{label}: front of {len(view.found.members)}{reference}"
+
+
+def nothing_found(views: Sequence[SweepView], labels: Sequence[str]) -> list[Text]:
+    """Why there is no front, a line for each sweep."""
+    from rich.text import Text
+
+    lines = []
+    for view, label in zip(views, labels, strict=True):
+        bounds = f" with {' and '.join(view.sweep.constraints)}" if view.found.done else ""
+        what = f"no policy{bounds}" if bounds else "no trial is done yet"
+        lines.append(Text(f"{label}: {what}, so there is no front ({_counts(view.sweep, view.found)})."))
+    return lines
+
+
+def warned(found: Comparison) -> list[Text]:
+    """What keeps the sweeps' numbers from meaning the same, a paragraph each."""
+    from rich.text import Text
+
+    return [Text(f"\n! {warning}", style="yellow") for warning in found.warnings]
+
+
+def _worth(found: Comparison) -> str:
+    assert found.box is not None  # as there is a joint front
+    ideal, far = (
+        ", ".join(f"{name} {value:.4g}" for name, value in point.items())
+        for point in (found.box.ideal_point, found.box.reference_point)
+    )
+    return f"◆ knee. Hypervolume {found.joint_hypervolume:.4f} of the box from {ideal} to {far}."
+
+
+def member_table(found: Comparison, *, width: int) -> Table | Text:
+    """A row for each member of the front of all, cheapest first, with as much as has room in `width`."""
+    settings = list(dict.fromkeys(name for _, trial in found.joint for name in trial.settings))
+    names = list(dict.fromkeys([*(key for key, _, _ in COLUMNS), *(o.name for o in found.objectives)]))
+    few = [
+        name for name in names if name in [key for key, _, _ in COLUMNS[:NARROW]] or METRICS[name] in found.objectives
+    ]
+    objectives = [o.name for o in found.objectives]
+    for metrics, extra, with_hash in ((names, settings, True), (names, [], True), (few, [], True), (few, [], False)):
+        table = _members(found, metrics, extra, with_hash=with_hash)
+        if fitted(table, width) is table:
+            return table
+    return fitted(_members(found, objectives, [], with_hash=False), width)
+
+
+def _members(found: Comparison, metrics: Sequence[str], settings: Sequence[str], *, with_hash: bool) -> Table:
+    known = {key: (label, form) for key, label, form in COLUMNS}
+    columns = [(name, *known.get(name, (METRICS[name].label, "{:.4g}"))) for name in metrics]
+    heads = ["policy", *(label for _, label, _ in columns), *(name.split(".", 1)[-1] for name in settings)]
+    table = new_table([*heads, *(["hash"] if with_hash else [])], left=("policy", "hash"))
+    for place, trial in found.joint:
+        table.add_row(
+            f"{policy_name(found, place, trial)}{' ◆' if found.knee == (place, trial) else ''}",
+            *(form.format(trial.metrics[name]) if name in trial.metrics else NONE for name, _, form in columns),
+            *(_short(trial.settings.get(name, NONE)) for name in settings),
+            *([trial.policy_hash[:10]] if with_hash else []),
+        )
+    return table
+
+
+def policy_name(found: Comparison, place: int, trial: TrialRecord) -> str:
+    """A member as the commands of `policy` take it: SWEEP/NUMBER."""
+    return f"{found.labels[place]}/{trial.number}"
+
+
+def joint_as_json(views: Sequence[SweepView], found: Comparison) -> dict[str, Any]:
+    """The front of one sweep, or of several together, for programs."""
+    box = found.box
+    return {
+        "sweeps": [
+            {
+                "sweep": label,
+                "folder": str(view.folder),
+                "trials_planned": view.sweep.total_trials,
+                "trials_done": len(view.found.done),
+                "infeasible": [trial.trial_id for trial in view.found.infeasible],
+                "unfinished": dict(view.found.unfinished),
+                "constraints": list(view.sweep.constraints),
+                "front": [trial.trial_id for trial in members],
+                "hypervolume": volume,
+                "device_hours": sum(view.hours.values()),
+            }
+            for label, view, members, volume in zip(found.labels, views, found.fronts, found.hypervolumes, strict=True)
+        ],
+        "objectives": [{"name": o.name, "direction": o.direction} for o in found.objectives],
+        "ideal_point": box.ideal_point if box else None,
+        "reference_point": box.reference_point if box else None,
+        "hypervolume": found.joint_hypervolume,
+        "hypervolume_in_units": found.joint_hypervolume * box.volume if box else 0.0,
+        "knee": policy_name(found, *found.knee) if found.knee else None,
+        "front": [_member(found, place, trial) for place, trial in found.joint],
+        "warnings": list(found.warnings),
+    }
+
+
+def _member(found: Comparison, place: int, trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "policy": policy_name(found, place, trial),
+        "sweep": found.labels[place],
+        "trial": trial.trial_id,
+        "number": trial.number,
+        "policy_hash": trial.policy_hash,
+        "settings": dict(trial.settings),
+        "metrics": dict(trial.metrics),
+    }
+
+
+def as_csv(found: Comparison) -> str:
+    """A line for each member of the front of all, with all metrics and settings; what a member lacks is empty."""
+    metrics = list(dict.fromkeys(name for _, trial in found.joint for name in trial.metrics))
+    settings = list(dict.fromkeys(name for _, trial in found.joint for name in trial.settings))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    own = ["policy", "sweep", "trial", "number", "knee", "policy_hash"]
+    writer.writerow([*own, *(metrics or [o.name for o in found.objectives]), *settings])
+    for place, trial in found.joint:
+        member = _member(found, place, trial)
+        writer.writerow(
+            [
+                *(str(found.knee == (place, trial)).lower() if name == "knee" else member[name] for name in own),
+                *(trial.metrics.get(name, "") for name in metrics),
+                *(trial.settings.get(name, "") for name in settings),
+            ]
+        )
+    return text.getvalue()
 
 
 def as_page(sweep: SweepRecord, found: Front) -> str:

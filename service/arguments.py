@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from trainables.errors import BitfrontError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 USAGE_ERROR, RUN_ERROR, INTERRUPT_STATUS = 2, 1, 130
 DEFAULT_STORAGE = "bitfront-sweeps"
+PIPE_WIDTH = 160
+"""Characters of a line where there is no terminal."""
 
 
 class Commands(click.Group):
@@ -36,7 +41,8 @@ class Commands(click.Group):
             ctx.exit(INTERRUPT_STATUS)
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def sweep_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the name of a sweep in the storage."""
     from service.sweeps import list_sweeps
 
     with contextlib.suppress(BitfrontError):
@@ -46,7 +52,15 @@ def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     return []
 
 
-sweep_argument = click.argument("name", metavar="SWEEP", shell_complete=_names)
+def new_console() -> Console:
+    """For tables: as wide as the terminal, or PIPE_WIDTH where there is none."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=PIPE_WIDTH)
+
+
+sweep_argument = click.argument("name", metavar="SWEEP", shell_complete=sweep_names)
 storage_option = click.option(
     "--storage",
     default=DEFAULT_STORAGE,
@@ -69,3 +83,4 @@ smoke_option = click.option(
     "--smoke", is_flag=True, help="The short run that the YAML describes under 'smoke', as a sweep of its own."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+force_option = click.option("--force", is_flag=True, help="Replace the output file where it exists.")

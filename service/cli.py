@@ -22,6 +22,7 @@ from service.arguments import (
     storage_option,
     sweep_argument,
 )
+from service.cli_fronts import compare, front
 from service.cli_policy import policy
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
 
@@ -323,7 +324,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-for command in (clean, list_, logs, policy, status, stop, sync, ui):
+for command in (clean, compare, front, list_, logs, policy, status, stop, sync, ui):
     main.add_command(command)
 
 

@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from service.arguments import DEFAULT_STORAGE, RUN_ERROR, json_option, storage_option
+from service.arguments import (
+    DEFAULT_STORAGE,
+    PIPE_WIDTH,
+    RUN_ERROR,
+    force_option,
+    json_option,
+    new_console,
+    storage_option,
+)
 from trainables.config import BudgetConfig
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from service.policies import NetworkChoice
 
-PIPE_WIDTH = 160
-"""Characters of a line where there is no terminal."""
 LIMITS = {
     "bops_g": "BOPs at most, G.",
     "bops_paper_g": "BOPs at most as the paper counts them, G.",
@@ -59,7 +63,6 @@ policy_argument = click.argument("name", metavar="POLICY", shell_complete=_compl
 output_option = click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file to write."
 )
-force_option = click.option("--force", is_flag=True, help="Replace the output file where it exists.")
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,13 +108,6 @@ def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=PIPE_WIDTH)
-
-
 @policy.command()
 @policy_argument
 @storage_option
@@ -134,7 +130,7 @@ def show(name: str, storage: Path, as_json: bool, png: Path | None, force: bool)
     if as_json:
         click.echo(json.dumps(shown.as_json(name, record), indent=2))
         return
-    console = _console()
+    console = new_console()
     console.print(shown.header(name, record), soft_wrap=True)
     console.print()
     console.print(shown.heat_map(record, width=min(console.width, PIPE_WIDTH)))
@@ -167,7 +163,7 @@ def cost(
         ]
         click.echo(json.dumps(content, indent=2))
         return
-    console = _console()
+    console = new_console()
     console.print(fitted(cost_table([(one.name, c) for one, c in zip(found, costs, strict=True)]), console.width))
 
 
@@ -186,7 +182,7 @@ def diff(name: str, other: str, storage: Path, everything: bool, as_json: bool) 
     if as_json:
         click.echo(json.dumps(shown.difference_as_json(ours, theirs, (name, other)), indent=2))
         return
-    console = _console()
+    console = new_console()
     console.print(shown.difference(ours, theirs, (name, other), width=console.width, everything=everything))
 
 
@@ -216,7 +212,7 @@ def set_(name: str, assignments: tuple[str, ...], storage: Path, output: Path, f
     write_text(output, changed.to_json())
     for note in notes:
         click.echo(note)
-    console = _console()
+    console = new_console()
     console.print(difference(record, changed, (name, str(output)), width=console.width))
     click.echo(f"{output}: policy {changed.policy.hash[:10]}, made from {record.policy.hash[:10]}")
 
@@ -289,7 +285,7 @@ def solve(
         raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
     if output:
         check_output(output, force=force)
-    console = _console()
+    console = new_console()
     search = Search.of(find_policy(name, storage))
     solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
     if output:

@@ -1,0 +1,145 @@
+"""The commands on fronts: that of one sweep, that of several together, and how sweeps compare."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from service.arguments import DEFAULT_STORAGE, force_option, json_option, new_console, storage_option, sweep_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.comparison import Comparison
+    from service.view import SweepView
+
+sweeps_argument = click.argument("names", metavar="SWEEP...", nargs=-1, required=True, shell_complete=sweep_names)
+page_option = click.option("--page", type=click.Path(path_type=Path), help="Write a page for the browser as well.")
+budget_option = click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="LIMIT",
+    help="Only policies within it, as in 'bops_g <= 0.05' (or 0.05 for that), 'top1 >= 90'; again for more.",
+)
+objectives_option = click.option(
+    "--objectives", default="", metavar="A,B,C", help="Other objectives than the sweep's, such as top1,storage_mb."
+)
+
+
+@click.command()
+@sweeps_argument
+@storage_option
+@objectives_option
+@budget_option
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="A line for each member, with all metrics and settings.")
+@page_option
+@force_option
+def front(
+    names: tuple[str, ...],
+    storage: Path,
+    objectives: str,
+    budgets: tuple[str, ...],
+    as_json: bool,
+    as_csv: bool,
+    page: Path | None,
+    force: bool,
+) -> None:
+    """Show the Pareto front of a sweep, or of several together.
+
+    SWEEP is a name in the storage, or a sweep's folder. The sweep may be running, stopped or empty.
+    """
+    from dashboards import front as shown
+    from service.comparison import compare as compare_views
+    from service.selection import read_views
+
+    if as_json and as_csv:
+        raise click.UsageError("Give --json or --csv, not both.")
+    _check_page(page, force=force)
+    views = read_views(names, storage.absolute(), objectives=objectives, budgets=budgets)
+    found = compare_views(views)
+    if page:
+        _write_page(page, views, found.labels)
+    if as_json:
+        click.echo(json.dumps(shown.joint_as_json(views, found), indent=2))
+    elif as_csv:
+        click.echo(shown.as_csv(found), nl=False)
+    else:
+        console = new_console()
+        console.print(shown.as_report(views, found, width=console.width))
+        _tell(views, found, page)
+
+
+@click.command()
+@sweeps_argument
+@storage_option
+@objectives_option
+@budget_option
+@json_option
+@page_option
+@force_option
+def compare(
+    names: tuple[str, ...],
+    storage: Path,
+    objectives: str,
+    budgets: tuple[str, ...],
+    as_json: bool,
+    page: Path | None,
+    force: bool,
+) -> None:
+    """Compare sweeps on common axes: how much each front dominates, who is ahead at which BOPs, how far apart they are.
+
+    SWEEP is a name in the storage, or a sweep's folder; give two or more.
+    """
+    from dashboards import comparison as shown
+    from service.comparison import compare as compare_views
+    from service.selection import read_views
+
+    if len(names) < 2:
+        raise click.UsageError(f"Only {names[0]} is named; give two sweeps or more, or see: bitfront front {names[0]}")
+    _check_page(page, force=force)
+    views = read_views(names, storage.absolute(), objectives=objectives, budgets=budgets)
+    found = compare_views(views)
+    if page:
+        _write_page(page, views, found.labels)
+    if as_json:
+        click.echo(json.dumps(shown.as_json(views, found), indent=2))
+    else:
+        console = new_console()
+        console.print(shown.as_report(views, found, width=console.width))
+        _tell(views, found, page)
+
+
+def _check_page(page: Path | None, *, force: bool) -> None:
+    from service.policies import check_output
+
+    if page:
+        check_output(page, force=force)
+
+
+def _write_page(page: Path, views: Sequence[SweepView], labels: Sequence[str]) -> None:
+    from dashboards.page import compare_page, sweep_page
+    from service.records import write_text
+
+    write_text(page, sweep_page(views[0]) if len(views) == 1 else compare_page(views, labels=labels))
+
+
+def _tell(views: Sequence[SweepView], found: Comparison, page: Path | None) -> None:
+    """What to do next."""
+    if found.knee:
+        place, trial = found.knee
+        folder = views[place].folder
+        elsewhere = folder.parent.resolve() != Path(DEFAULT_STORAGE).resolve()
+        hint = f" --storage {_short(folder.parent)}" if elsewhere else ""
+        click.echo(f"Show a policy:  bitfront policy show {folder.name}/{trial.number}{hint}")
+    if page:
+        click.echo(f"Page:  {page}")
+
+
+def _short(path: Path) -> str:
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
