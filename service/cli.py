@@ -25,6 +25,7 @@ from service.arguments import (
 from service.cli_fronts import compare, front
 from service.cli_policy import policy
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
+from service.cli_registry import register
 
 if TYPE_CHECKING:
     from service.combinations import Surveyed
@@ -324,7 +325,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-for command in (clean, compare, front, list_, logs, policy, status, stop, sync, ui):
+for command in (clean, compare, front, list_, logs, policy, register, status, stop, sync, ui):
     main.add_command(command)
 
 

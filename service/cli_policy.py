@@ -44,7 +44,8 @@ LIMITS = {
 def policy() -> None:
     """Show, cost, compare, edit, check and re-solve policies.
 
-    A POLICY is a policy file, or SWEEP/TRIAL in the storage, such as quickstart/t0003.
+    A POLICY is a policy file, SWEEP/TRIAL in the storage, such as quickstart/t0003, or one that was registered:
+    models:/NAME/VERSION or models:/NAME@ALIAS, in the storage or where MLFLOW_TRACKING_URI says.
     """
 
 
@@ -234,12 +235,13 @@ def validate(
 
     Exit status 0 when all is well, 1 with the findings when not, 2 when there is nothing to check.
     """
-    from service.policies import findings, policy_path
-    from trainables.policy_file import PolicyRecord
+    from service.policies import find_policy, findings, policy_path
+    from service.registered_policy import MODELS_PREFIX
 
-    path = policy_path(name, storage)
+    if not name.startswith(MODELS_PREFIX):
+        policy_path(name, storage)  # a policy that is not there is no finding
     try:
-        record = PolicyRecord.load(path)
+        record = find_policy(name, storage).record
     except ConfigError as error:
         click.echo(str(error))
         ctx.exit(RUN_ERROR)

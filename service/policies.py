@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.records import POLICY_FILE, SweepStore
+from service.registered_policy import MODELS_PREFIX, registered_policy
 from service.sweeps import find_sweep
+from service.tracking import resolve_uri
 from trainables import api
 from trainables.bops import CostModel
 from trainables.config import AT_LEAST, BudgetConfig
@@ -29,22 +31,30 @@ SAME = 1e-9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundPolicy:
-    """A policy file and what it holds."""
+    """A policy and what it holds."""
 
     name: str
     """As it was asked for."""
-    path: Path
+    path: Path | None
+    """Its file; None for one in MLflow's registry."""
     record: PolicyRecord
 
 
 def find_policy(name: str, storage: Path) -> FoundPolicy:
-    """The policy that a file or, in `storage`, SWEEP/TRIAL names. Raises ConfigError or StorageError."""
+    """The policy that a file, SWEEP/TRIAL in `storage`, or models:/NAME/VERSION names.
+
+    Raises ConfigError, StorageError or TrackingError.
+    """
+    if name.startswith(MODELS_PREFIX):
+        # Programs that know MLflow know this variable; without it the storage has a registry of its own.
+        uri = resolve_uri(os.environ.get("MLFLOW_TRACKING_URI", ""), storage)
+        return FoundPolicy(name=name, path=None, record=registered_policy(name, uri))
     path = policy_path(name, storage)
     return FoundPolicy(name=name, path=path, record=PolicyRecord.load(path))
 
 
 def policy_path(name: str, storage: Path) -> Path:
-    """Where the policy is. A file comes before a trial of the same name."""
+    """Where the policy's file is. A file comes before a trial of the same name."""
     if Path(name).is_file():
         return Path(name)
     if Path(name).is_dir():

@@ -35,10 +35,11 @@ class Search:
     @classmethod
     def of(cls, found: FoundPolicy) -> Search:
         """The search of the trial whose policy was found. Raises StorageError where nothing says what it ended with."""
-        trial = trial_of(found.path)
+        trial = trial_of(found.path) if found.path else None
         if trial is None:
+            kind = "policy file" if found.path else "registered policy"
             raise StorageError(
-                f"{found.name} is a policy file, which does not say what its search ended with; give SWEEP/TRIAL, such "
+                f"{found.name} is a {kind}, which does not say what its search ended with; give SWEEP/TRIAL, such "
                 f"as quickstart/t0003."
             )
         store, trial_id = trial

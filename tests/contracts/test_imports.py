@@ -21,7 +21,8 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["service.cli", "service.cli_records", "service.cli_policy", "service.sweeps", "service.standing", "service.plan",
+    ["service.cli", "service.cli_records", "service.cli_policy", "service.cli_registry", "service.registry",
+     "service.registrable", "service.registered_policy", "service.sweeps", "service.standing", "service.plan",
      "service.schema", "service.halving", "trainables.survey_report", "service.spec", "service.preflight",
      "service.records", "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front",
      "dashboards.bits", "dashboards.policies", "service.policies", "trainables.bops", "trainables.policy_file",
