@@ -1,9 +1,8 @@
-"""The Pareto front of a sweep as a table, as JSON and as an interactive page that needs no network."""
+"""The Pareto front of a sweep, or of several, as a table, as JSON, Markdown and CSV. `page` draws it."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from service.records import SweepRecord, TrialRecord
 from service.view import SweepView
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -268,79 +266,3 @@ def as_csv(found: Comparison) -> str:
             ]
         )
     return text.getvalue()
-
-
-def as_page(sweep: SweepRecord, found: Front) -> str:
-    """A self-contained HTML page: top-1 against BOPs, coloured by ARD, with the front's table below."""
-    heads, cells = rows(found)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells)
-    plot = "<p>No trial is done yet: there is no front.</p>"
-    if found.done:
-        plot = _figure(found).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
-    facts = " · ".join(f"{html.escape(k)}: {html.escape(v)}" for k, v in sweep.facts.items())
-    reference = f" · full precision {sweep.full_precision}" if sweep.full_precision else ""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(sweep.name)} – Pareto front</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
-<h1>{html.escape(sweep.name)}</h1><p>{html.escape(sweep.description)}</p><p class="facts">{facts}{reference}</p>
-<p>{html.escape(_counts(sweep, found))}. Up and to the left is better; colour is the attribution rank difference, dark
-is better. Faded points are dominated: another policy is nowhere worse and somewhere better. ◆ is the knee.</p>
-{plot}
-<div class="wide"><table><thead><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in heads)}</tr></thead>
-<tbody>{body}</tbody></table></div>
-</body></html>
-"""
-
-
-_STYLE = """
-:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
-padding: 0 1rem; color: #1d2733; background: #fff; } h1 { font-size: 1.5rem; margin-bottom: .2rem; }
-.facts { color: #55606e; } .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #dde2e8; white-space: nowrap; }
-tbody tr:hover { background: #f2f5f9; } @media print { body { margin: 0; } }
-"""
-
-
-def _figure(found: Front) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    members = {id(trial) for trial in found.members}
-    faded = [trial for trial in found.done if id(trial) not in members]
-    shades = [trial.metrics["ard"] for trial in found.done]
-    for trials, name, size, opacity in ((faded, "dominated", 9, 0.35), (found.members, "front", 13, 1.0)):
-        figure.add_scatter(
-            x=[trial.metrics["bops_g"] for trial in trials],
-            y=[trial.metrics["top1"] for trial in trials],
-            mode="markers",
-            name=name,
-            opacity=opacity,
-            hovertemplate="%{text}<extra></extra>",
-            text=[_hover(trial) for trial in trials],
-            marker={
-                "size": size,
-                "color": [trial.metrics["ard"] for trial in trials],
-                "colorscale": "Cividis",
-                "cmin": min(shades),
-                "cmax": max(shades),
-                "line": {"width": 1, "color": "#1d2733"},
-                "symbol": ["diamond" if trial is found.knee else "circle" for trial in trials],
-                "colorbar": {"title": {"text": "ARD (ranks)"}} if name == "front" else None,
-            },
-        )
-    figure.update_layout(
-        template="plotly_white",
-        height=520,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        xaxis={"title": {"text": "BOPs per image (10⁹, log scale)"}, "type": "log"},
-        yaxis={"title": {"text": "validation top-1 (%)"}},
-        legend={"orientation": "h", "y": 1.08},
-    )
-    return figure
-
-
-def _hover(trial: TrialRecord) -> str:
-    metrics = [f"{label}: {form.format(trial.metrics[key])}" for key, label, form in COLUMNS]
-    settings = [f"{name} = {_short(value)}" for name, value in trial.settings.items()]
-    lines = [f"<b>trial {trial.number}</b>", *metrics, *settings, f"policy {trial.policy_hash[:10]}"]
-    return "<br>".join(line if line.startswith("<b>") else html.escape(line) for line in lines)

@@ -24,7 +24,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
-from dashboards.front import as_json, as_markdown, as_page
+from dashboards.front import as_json, as_markdown
+from dashboards.page import sweep_page
 from service import driver
 from service.front import Front, find_front
 from service.mirror import BackgroundMirror, Tracker
@@ -46,6 +47,7 @@ from service.records import SweepStore, write_json, write_text
 from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import first_line, resolve_uri
+from service.view import read_view
 from trainables import api
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
@@ -275,5 +277,5 @@ def publish(store: SweepStore, *, page: bool) -> Front:
     write_json(store.folder / "front.json", as_json(sweep, found))
     write_text(store.folder / "front.md", as_markdown(sweep, found))
     if page:
-        write_text(store.folder / "front.html", as_page(sweep, found))
+        write_text(store.folder / "front.html", sweep_page(read_view(store)))
     return found

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from dashboards.bits import draw_bits
-from dashboards.front import as_json, as_markdown, as_page, as_table
+from dashboards.front import as_json, as_markdown, as_table
 from service.front import find_front
 from service.records import SweepRecord, TrialRecord
 from trainables.policy import BitPolicy, LayerBits
@@ -90,16 +90,6 @@ def test_the_summary_is_markdown_with_the_front() -> None:
     assert "| 0 ◆ | 90.00 | 2 |" in text
     assert "99.00 % top-1" in text
     assert "there is no front" in as_markdown(SWEEP, find_front([], SWEEP))
-
-
-def test_the_page_needs_no_network_and_escapes_what_users_wrote() -> None:
-    page = as_page(SWEEP, find_front(TRIALS, SWEEP))
-    assert "<h1>&lt;s&gt;</h1>" in page
-    assert "<script src" not in page
-    assert "<link" not in page
-    assert "Plotly.newPlot" in page
-    assert page.count("<tr>") == 4
-    assert "there is no front" in as_page(SWEEP, find_front([TRIALS[4]], SWEEP))
 
 
 @pytest.mark.parametrize("layers", [3, 54])

@@ -1,0 +1,7 @@
+
+startTheme();
+startTables();
+startRuns();
+startFront();
+startPrinting();
+drawWhenNear();

@@ -1,0 +1,42 @@
+"""A sweep as one interactive page that needs no network: its front, space, bits, spend, and what they say."""
+
+from __future__ import annotations
+
+import html
+
+from dashboards.page_compare import compare_page
+from dashboards.page_shell import Figure, Section, document, with_links
+from dashboards.plots_bits import bits_section
+from dashboards.plots_front import CIVIDIS, front_content, front_section, scale
+from dashboards.plots_space import importance_section, lines_scales, space_section
+from dashboards.plots_spend import ard_section, hypervolume_section, spend_section
+from dashboards.sweep_facts import heading
+from dashboards.trial_data import columns, done_trials
+from service.view import SweepView
+
+__all__ = ["compare_page", "sweep_page", "with_links"]
+
+
+def sweep_page(view: SweepView) -> str:
+    """The page of one sweep. `with_links` adds the addresses of its runs."""
+    trials = done_trials(view)
+    sections: list[Section | str] = [front_section(view, trials)]
+    figures: dict[str, Figure] = {}
+    for section_of in (
+        hypervolume_section, space_section, importance_section, bits_section, ard_section, spend_section,
+    ):  # fmt: skip
+        section, drawn = section_of(view)
+        sections.append(section)
+        figures |= drawn
+    content = {
+        "trials": columns(trials),
+        "front": front_content(view.found, view.sweep, trials) if trials else None,
+        "scales": {"points": scale(CIVIDIS), "lines": lines_scales()},
+    }
+    return document(
+        title=f"{view.sweep.name} – Pareto front",
+        header=f"<header><h1>{html.escape(view.sweep.name)}</h1>{heading(view)}</header>",
+        sections=sections,
+        figures=figures,
+        content=content,
+    )
