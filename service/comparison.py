@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import le
@@ -20,7 +20,8 @@ from service.view import SweepView, eligible
 from trainables.errors import ConfigError
 
 Matrix = tuple[tuple[float | None, ...], ...]
-"""A row for each sweep, a column for each other; None where a side has no policies."""
+"""A row for each sweep, a column for each; None where a side has no policies."""
+Measure = Callable[[Sequence[Values], Sequence[Values]], float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +92,9 @@ def compare(views: Sequence[SweepView]) -> Comparison:
         knee=best,
         hypervolumes=tuple(box.share([trial.metrics for trial in members]) if box else 0.0 for members in fronts),
         joint_hypervolume=box.share([trial.metrics for _, trial in joint]) if box else 0.0,
-        epsilon=tuple(tuple(additive_epsilon(a, b) for b in scaled) for a in scaled),
-        distance=tuple(tuple(igd_plus(a, b) for b in scaled) for a in scaled),
-        coverage=tuple(tuple(coverage(a, b) for b in scaled) for a in scaled),
+        epsilon=_between(scaled, additive_epsilon, own=0.0),
+        distance=_between(scaled, igd_plus, own=0.0),
+        coverage=_between(scaled, coverage, own=1.0),
         cost=cost,
         quality=quality,
         ahead=ahead(points, cost, quality) if cost else (),
@@ -146,6 +147,13 @@ def joint_front(
     best = knee(points, objectives)
     ordered = sorted(kept, key=lambda one: (one[1].metrics["bops_g"], one[0], one[1].number))
     return tuple(ordered), None if best is None else every[best]
+
+
+def _between(fronts: Sequence[Sequence[Values]], measure: Measure, *, own: float) -> Matrix:
+    """The measure of each front against each; `own` is what it has against itself."""
+    return tuple(
+        tuple(own if ours is theirs and ours else measure(ours, theirs) for theirs in fronts) for ours in fronts
+    )
 
 
 def additive_epsilon(ours: Sequence[Values], theirs: Sequence[Values]) -> float | None:

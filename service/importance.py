@@ -1,41 +1,37 @@
 """Which settings an objective depends on: functional analysis of variance over the finished trials.
 
-fANOVA (Hutter, Hoos and Leyton-Brown 2014): a random forest is fitted to the trials, and a setting's share is the
-variance of the forest's mean over all other settings, as that setting alone changes. Optuna's evaluator does it.
-PED-ANOVA (Watanabe et al. 2023) is faster, but tells what separates the best tenth of the trials from the others: a
-handful of the few dozen that most sweeps have. And it has no variance by which conditional settings could be weighed.
+PED-ANOVA (Watanabe et al. 2023) is the other choice. It tells what separates the best tenth of the trials from the
+others: a handful of the few dozen that most sweeps have; and it has no variance by which conditional settings could be
+weighed.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from service.correlation import average_ranks
+from service.correlation import rank_correlation
 from service.records import TrialRecord
 from service.view import SweepView
 
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-
 MIN_TRIALS = 10
 """A forest of fewer says nothing."""
-TREES, DEPTH, SEED = 16, 6, 0
-"""Deeper trees take minutes for a thousand trials; at depth 6 main effects are within a few hundredths of theirs."""
+MAX_LEAF = 5
+"""Trials in a leaf of the trees, a twentieth of all where that is less: what is noise to one setting is averaged."""
 
 
 def importances(view: SweepView) -> dict[str, dict[str, float]]:
     """For each objective of the view, each setting's share of what the settings explain; they sum to 1, largest first.
 
-    Numbers count by their rank, so that a logarithmic range and a linear one are the same thing, and what the sampler
-    tried often weighs more; words and booleans are categories. A conditional setting is assessed among the trials that
-    have it, with the settings that all of these have; its share of their variance is weighed with their number, so
-    that all shares are of the same whole. A setting that never changes has 0, and so has a conditional one that fewer
-    than MIN_TRIALS trials have. Done trials beyond a constraint count as well.
+    Numbers count by their order, so that a logarithmic range and a linear one are the same thing; every value that was
+    tried weighs the same. A conditional setting is assessed among the trials that have it, with the settings that all
+    of these have; the variance that it explains there is weighed with their number, so that all shares are of the same
+    whole. A setting that never changes has 0, and so has a conditional one that fewer than MIN_TRIALS trials have. Done
+    trials beyond a constraint count as well.
 
-    An objective has {} where there are fewer than MIN_TRIALS trials, or where nothing varies.
+    An objective has {} where there are fewer than MIN_TRIALS trials, where nothing varies, and where what the forest
+    says of trials that it has not seen does not go with what they found (95 % interval of the rank correlation).
     """
     return {objective.name: _shares(view.found.done, objective.name) for objective in view.found.objectives}
 
@@ -69,45 +65,29 @@ def _explained(trials: Sequence[TrialRecord], metric: str) -> dict[str, float]:
     varying = {name: column for name, column in columns.items() if len(set(map(repr, column))) > 1}
     if not varying:
         return {}
-    variance = statistics.pvariance(values)
-    return {name: share * variance for name, share in _fractions(varying, values).items()}
+    import numpy as np
+
+    from service.fanova import main_effects
+
+    positions = np.array([_positions(column, values) for column in varying.values()]).T
+    found = main_effects(positions, np.array(values), leaf=min(max(len(values) // 20, 1), MAX_LEAF))
+    correlation = rank_correlation(found.foretold.tolist(), values)
+    if correlation is None or correlation.low <= 0:
+        return {}
+    return dict(zip(varying, found.variances.mean(axis=0).tolist(), strict=True))
 
 
-def _fractions(columns: Mapping[str, Sequence[Any]], values: Sequence[float]) -> dict[str, float]:
-    """The share of the values' variance that each column explains alone."""
-    from optuna.importance import FanovaImportanceEvaluator
-    from optuna.trial import create_trial
+def _positions(column: Sequence[Any], values: Sequence[float]) -> list[float]:
+    """Where between 0 and 1 each trial's setting lies: every value that was tried has an equal part of that range.
 
-    sides = {name: _side(column) for name, column in columns.items()}
-    distributions = {name: distribution for name, (distribution, _) in sides.items()}
-    study = _quiet_study()
-    study.add_trials(
-        create_trial(
-            params={name: side[place] for name, (_, side) in sides.items()}, distributions=distributions, value=value
-        )
-        for place, value in enumerate(values)
-    )
-    evaluator = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=SEED)
-    return {name: float(share) for name, share in evaluator.evaluate(study).items()}
-
-
-def _quiet_study() -> Study:
-    """A study in memory, of which Optuna does not tell on standard error."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.create_study()
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def _side(column: Sequence[Any]) -> tuple[BaseDistribution, list[Any]]:
-    """A setting as Optuna takes it: numbers by their rank, from 0 to 1, all else as a category."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in column):
-        words = [repr(value) for value in column]
-        return CategoricalDistribution(sorted(set(words))), words
-    return FloatDistribution(0.0, 1.0), [(rank - 0.5) / len(column) for rank in average_ranks(column)]
+    Numbers lie in their order, words and booleans in that of the mean of `values` that they come with: cuts along it
+    are the best ones that a tree can make between groups of them (Breiman et al. 1984, section 4.2.2).
+    """
+    in_order = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
+    keys: list[Any] = [float(value) if in_order else repr(value) for value in column]
+    of_key: dict[Any, list[float]] = {}
+    for key, value in zip(keys, values, strict=True):
+        of_key.setdefault(key, []).append(value)
+    order = sorted(of_key) if in_order else sorted(of_key, key=lambda key: (statistics.fmean(of_key[key]), key))
+    position = {key: (place + 0.5) / len(order) for place, key in enumerate(order)}
+    return [position[key] for key in keys]
