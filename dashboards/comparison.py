@@ -24,10 +24,16 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
     from rich.text import Text
 
     title = f"{' and '.join(found.labels)} on common axes: {better(found.objectives)}"
-    parts: list[Table | Text] = [Text(title), Text("")]
+    parts: list[Table | Text] = [Text(title)]
     if not found.joint:
         return Group(Text(title), *nothing_found(views, found.labels), *warned(found))
-    parts += [fitted(_totals(views, found), width), Text(""), Text(_box_words(found), style="dim")]
+    parts += [
+        Text(_verdict(found)),
+        Text(""),
+        fitted(_totals(views, found), width),
+        Text(""),
+        Text(_box_words(found), style="dim"),
+    ]
     if found.ahead and found.cost:
         heading = f"Best {found.quality.label} of the policies that cost no more {found.cost.label}"
         parts += [Text(""), Text(heading), fitted(_leads(found, found.cost), width)]
@@ -36,6 +42,15 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
         Text("Behind: by how much of the box's side, of each of the other's members on average; at most.", "dim")
     )
     return Group(*parts, *warned(found))
+
+
+def _verdict(found: Comparison) -> str:
+    """Whose front dominates how much, the most first."""
+    order = sorted(range(len(found.labels)), key=lambda place: -found.hypervolumes[place])
+    shares = [f"{found.labels[place]}'s {100 * found.hypervolumes[place]:.0f} %" for place in order]
+    first, *others = shares
+    front = first.replace("'s ", "'s front dominates ") + " of what can be dominated"
+    return f"{front}, {', '.join(others)}, all together {100 * found.joint_hypervolume:.0f} %."
 
 
 def _totals(views: Sequence[SweepView], found: Comparison) -> Table:

@@ -41,12 +41,13 @@ def read_views(
 
 
 def find(name: str, storage: Path) -> SweepStore:
-    """The sweep in a folder, or of a name in the storage. A name comes before a folder that is called the same."""
+    """The sweep of a name in the storage, or in a folder. A name comes before a folder that is called the same."""
     folder = Path(name)
-    if not (storage / name / "sweep.json").exists() and (folder / "sweep.json").exists():
-        return SweepStore.open(folder.absolute())
-    if "/" in name:
+    is_folder = (folder / "sweep.json").exists()
+    if "/" in name and not is_folder:
         raise ConfigError(f"{name} is not a sweep's folder: it has no sweep.json; give such a folder, or a name.")
+    if is_folder and ("/" in name or not (storage / name / "sweep.json").exists()):
+        return SweepStore.open(folder.absolute())
     return find_sweep(storage, name)
 
 

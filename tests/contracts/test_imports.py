@@ -21,7 +21,10 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["service.cli", "service.cli_records", "service.cli_policy", "service.cli_registry", "service.registry",
+    ["service.cli", "service.cli_records", "service.cli_policy", "service.cli_fronts",
+     "service.selection", "service.comparison", "service.growth", "service.importance", "service.spend",
+     "dashboards.comparison",
+     "service.cli_registry", "service.registry",
      "service.registrable", "service.registered_policy", "service.sweeps", "service.standing", "service.plan",
      "service.schema", "service.halving", "trainables.survey_report", "service.spec", "service.preflight",
      "service.records", "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front",

@@ -1,0 +1,145 @@
+"""What a sweep's run says of itself in MLflow: a summary in markdown with links to the runs of the front.
+
+MLflow's pages (3.17) fold it to its first lines; they open links, show pictures of artifacts by relative address, draw
+tables without space between the columns, and take 8 000 characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dashboards.front import COLUMNS
+from service.front import Front
+from service.pareto import METRICS
+from service.records import SweepRecord, TrialRecord
+
+LIMIT = 7_900
+"""Characters, below MLflow's own limit of a tag."""
+MAX_ROWS = 15
+FORMS = {name: form for name, _, form in COLUMNS}
+GAP = "&emsp;"
+"""Between columns."""
+DESCRIPTION_LENGTH = 1_000
+
+
+def as_note(
+    sweep: SweepRecord,
+    found: Front,
+    *,
+    device_hours: float,
+    links: Mapping[str, str],
+    pictures: Mapping[str, str],
+) -> str:
+    """The note of a sweep's run.
+
+    Args:
+        device_hours: of all ended trials.
+        links: by trial, the address of its run within MLflow's pages.
+        pictures: addresses by caption; the first one stands above the table, the others below.
+    """
+    above, *below = [*(f"![{caption}]({address})" for caption, address in pictures.items()), *[""] * 2][:3]
+    before = [*_summary(sweep, found, links), *_facts(sweep, found, device_hours), above]
+    after = [*below, *_where(sweep)]
+    # The table takes what room is left, and is never cut within a row.
+    for count in range(min(len(found.members), MAX_ROWS), -1, -1):
+        text = "\n\n".join(part for part in (*before, *_table(found, links, count), *after) if part) + "\n"
+        if len(text) <= LIMIT:
+            return text
+    return text[:LIMIT]
+
+
+def _summary(sweep: SweepRecord, found: Front, links: Mapping[str, str]) -> list[str]:
+    """What people see before they unfold the note."""
+    done = f"**{len(found.done)} of {sweep.total_trials} trials done**"
+    if not found.members:
+        return [_plain(sweep.description), f"{done}; there is no front yet."]
+    best = max(found.members, key=lambda trial: trial.metrics["top1"])
+    parts = [f"{done}, {len(found.members)} {'policy' if len(found.members) == 1 else 'policies'} on the front"]
+    if found.knee:
+        parts.append(f"**knee**: {_told(found.knee, links)}")
+    if best is not found.knee:
+        parts.append(f"**best top-1**: {_told(best, links)}")
+    return ["  \n".join(parts), _plain(sweep.description)]
+
+
+def _told(trial: TrialRecord, links: Mapping[str, str]) -> str:
+    numbers = {"top1": "{:.2f} %", "bops_g": "{:.4g} G BOPs", "ard": "ARD {:.3f}"}
+    told = ", ".join(form.format(trial.metrics[name]) for name, form in numbers.items() if name in trial.metrics)
+    return f"{_link(trial, links, f'trial {trial.number}')}, {told}"
+
+
+def _link(trial: TrialRecord, links: Mapping[str, str], text: str) -> str:
+    return f"[{text}]({links[trial.trial_id]})" if trial.trial_id in links else text
+
+
+def _plain(text: str) -> str:
+    """An author's words, as a paragraph of bounded length."""
+    words = " ".join(text.split())
+    return words if len(words) <= DESCRIPTION_LENGTH else words[: DESCRIPTION_LENGTH - 1].rstrip() + "…"
+
+
+def _facts(sweep: SweepRecord, found: Front, device_hours: float) -> list[str]:
+    states = [f"{len(found.done)} done", *(f"{count} {state}" for state, count in found.unfinished.items())]
+    if found.infeasible:
+        states.insert(1, f"{len(found.infeasible)} of them beyond a constraint")
+    of_references = sum(float(record.get("device_hours", 0.0)) for record in sweep.references.values())
+    lines = [f"- {key}: {_plain(value)[:200]}" for key, value in sweep.facts.items() if key != "trials"]
+    lines += [f"- trials: {sweep.total_trials} planned, {', '.join(states)}"]
+    lines += [f"- device-hours: {device_hours:.3g}, and {of_references:.3g} for full precision"]
+    lines += [f"- full precision: {sweep.full_precision}"] if sweep.full_precision else []
+    lines += [f"- only policies with {' and '.join(sweep.constraints)}"] if sweep.constraints else []
+    lines += [f"- code: {sweep.revision}"] if sweep.revision else []
+    lines += [f"- ended: {_plain(sweep.end)[:300]}"] if sweep.end else []
+    return ["\n".join(lines)]
+
+
+def _table(found: Front, links: Mapping[str, str], count: int) -> list[str]:
+    """`count` members of the front, the knee and an even choice of the others, cheapest first."""
+    if not found.members:
+        return []
+    names = list(dict.fromkeys(["top1", "bops_g", *(o.name for o in found.objectives), "compression"]))
+    heads = ["trial", *(METRICS[name].label for name in names), "policy"]
+    shown = chosen(found.members, found.knee, count)
+    rows = [
+        [
+            f"{_link(trial, links, str(trial.number))}{' ◆' if trial is found.knee else ''}",
+            *(FORMS.get(name, "{:.4g}").format(trial.metrics[name]) if name in trial.metrics else "" for name in names),
+            trial.policy_hash[:10],
+        ]
+        for trial in shown
+    ]
+    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
+    lines = [_row(heads), _row(["---"] * len(heads), gap=""), *map(_row, rows)] if rows else []
+    rest = len(found.members) - len(shown)
+    more = [f"… and {rest} more in the page"] if rest else []
+    return ["**Pareto front**, cheapest first: " + better + "; ◆ is the knee", "\n".join(lines), *more]
+
+
+def _row(cells: Sequence[str], *, gap: str = GAP) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") + gap for cell in cells) + " |"
+
+
+def chosen(members: Sequence[TrialRecord], knee: TrialRecord | None, count: int) -> list[TrialRecord]:
+    """`count` of the members, evenly over their order, first and last among them; the nearest gives way to the knee."""
+    if count >= len(members):
+        return list(members)
+    if count < 1:
+        return []
+    last = len(members) - 1
+    places = {round(i * last / (count - 1)) for i in range(count)} if count > 1 else {0}
+    wanted = next((place for place, member in enumerate(members) if member is knee), None)
+    if wanted is not None and wanted not in places:
+        ends = {0, last} if count > 2 else set()
+        places.discard(min(places - ends, key=lambda place: abs(place - wanted)))
+        places.add(wanted)
+    return [members[place] for place in sorted(places)]
+
+
+def _where(sweep: SweepRecord) -> list[str]:
+    return [
+        f"**All of it**: `front.html` among this run's artifacts is the interactive page; `{sweep.name}/front.html` in "
+        "the sweep's storage is the same one, whose points open their runs.",
+        f"**The front's runs**: search the experiment for `tags.\"bitfront.front\" = 'true' and "
+        f'tags."bitfront.sweep_name" = \'{sweep.name}\'`; `tags."bitfront.rank"` is 1 for them, 2 for the front of '
+        "the rest, and so on.",
+    ]

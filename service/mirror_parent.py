@@ -1,0 +1,129 @@
+"""The run of a sweep itself: its course, its note, its files, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dashboards.note import as_note
+from service.front import Front
+from service.records import SweepRecord, SweepStore, TrialRecord, write_text
+from service.run_facts import ENDED_TAG, NOTE_TAG, Course, MetricPoint, datasets, sweep_tags
+from service.run_writer import KnownRun, RunWriter
+from service.tracking import server_address
+
+ALWAYS = ("front.json", "front.md")
+AT_THE_END = ("front.png", "front.html")
+"""Written when a sweep is closed; what lies there before is of an earlier time."""
+END_STATUS = {"finished": "FINISHED", "error": "FAILED"}
+
+
+class ParentRun:
+    """Brings a sweep's run in line with its storage."""
+
+    def __init__(self, writer: RunWriter, store: SweepStore, run: KnownRun | None) -> None:
+        """`run`: as it was found in MLflow; None makes one."""
+        self._writer, self._store = writer, store
+        sweep = store.sweep()
+        self.run = run or writer.create(name=sweep.name, start_ms=sweep.created_ms, tags=sweep_tags(sweep))
+        if not self.run.described:
+            writer.files(self.run, [store.folder / "spec.yaml"])
+            # Last: a run without them is described again.
+            writer.log(self.run, params=sweep.facts)
+        self._course = Course(sweep)
+        self._counted: set[str] = set()
+        self._sent: dict[str, int] = {}
+        """Files by the time of their last change, ns."""
+
+    def sync(
+        self,
+        sweep: SweepRecord,
+        found: Front,
+        ended: Sequence[tuple[TrialRecord, float]],
+        *,
+        links: Mapping[str, str],
+        alive: bool,
+        refresh: bool,
+    ) -> bool:
+        """Writes what has changed; whether files and note were left for later.
+
+        Args:
+            ended: trials with their device-hours.
+            links: by trial, the rest of its run's address behind the server's.
+        """
+        new = sorted((one for one in ended if one[0].trial_id not in self._counted), key=_when)
+        points = self._points(new)
+        tags = {**sweep_tags(sweep), ENDED_TAG: str(self._course.ended)}
+        self._writer.inputs(self.run, datasets(sweep, sweep.references))
+        if refresh:
+            self._send_files(sweep, links)
+            hours = sum(spent for _, spent in ended)
+            tags[NOTE_TAG] = as_note(
+                sweep, found, device_hours=hours, links=links, pictures=self._pictures(found, links)
+            )
+        self._set_status(sweep, ended, alive)
+        self._writer.log(self.run, points=points, tags=tags)
+        return not refresh and self._is_behind()
+
+    def _points(self, new: Sequence[tuple[TrialRecord, float]]) -> list[MetricPoint]:
+        """The sweep's course through these trials, from the last step that is recorded on."""
+        recorded = int(self.run.tags.get(ENDED_TAG, "0"))
+        points = []
+        for trial, hours in new:
+            self._counted.add(trial.trial_id)
+            points += self._course.add(trial, device_hours=hours)
+        return [point for point in points if point[3] >= recorded]
+
+    def _files(self, names: Sequence[str]) -> dict[str, int]:
+        """Those that exist, with the time of their last change."""
+        paths = {name: self._store.folder / name for name in names}
+        return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
+
+    def _is_behind(self) -> bool:
+        return any(self._sent.get(name) != time_ns for name, time_ns in self._files(ALWAYS).items())
+
+    def _send_files(self, sweep: SweepRecord, links: Mapping[str, str]) -> None:
+        names = (*ALWAYS, *AT_THE_END) if sweep.ended_ms else ALWAYS
+        page = self._store.folder / "front.html"
+        if page.name in names and page.exists():
+            self._link(page, links)
+        changed = {name: time_ns for name, time_ns in self._files(names).items() if self._sent.get(name) != time_ns}
+        self._writer.files(self.run, [self._store.folder / name for name in changed])
+        self._sent |= changed
+
+    def _link(self, page: Path, links: Mapping[str, str]) -> None:
+        """Gives the stored page the addresses of the runs: from a file a click opens them, too."""
+        from dashboards.page import with_links
+
+        text = page.read_text()
+        linked = with_links(text, base=server_address(self._writer.uri), runs=links)
+        if linked != text:
+            write_text(page, linked)
+
+    def _pictures(self, found: Front, links: Mapping[str, str]) -> dict[str, str]:
+        """Addresses, relative to MLflow's pages, of the pictures that the runs have, by their captions."""
+        pictures = {}
+        if "front.png" in self._sent:
+            pictures["top-1 against BOPs"] = _artifact(self.run.run_id, "front.png")
+        knee = found.knee
+        if knee and knee.trial_id in links and (self._store.trial_folder(knee.trial_id) / "bits.png").exists():
+            pictures["bits of the knee"] = _artifact(links[knee.trial_id].rpartition("/")[2], "bits.png")
+        return pictures
+
+    def _set_status(self, sweep: SweepRecord, ended: Sequence[tuple[TrialRecord, float]], alive: bool) -> None:
+        if sweep.ended_ms:
+            status = END_STATUS.get(sweep.end.split(":")[0], "KILLED")
+            self._writer.set_status(self.run, status, end_ms=sweep.ended_ms)
+        elif not alive:
+            last_ms = max([sweep.created_ms, *(trial.ended_ms for trial, _ in ended)])
+            self._writer.set_status(self.run, "KILLED", end_ms=last_ms)
+        else:
+            self._writer.set_status(self.run, "RUNNING")
+
+
+def _when(one: tuple[TrialRecord, float]) -> tuple[int, int]:
+    return one[0].ended_ms, one[0].number
+
+
+def _artifact(run_id: str, path: str) -> str:
+    return f"get-artifact?path={path}&run_uuid={run_id}"

@@ -1,0 +1,167 @@
+"""What the runs in MLflow say of a sweep and its trials, as plain values: tags, metrics with steps, data sets.
+
+All of it follows from the sweep's storage alone, so that a lost record is rebuilt as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.pareto import check_objectives, feasible, losses, parse_constraint
+from service.records import SweepRecord, TrialRecord
+
+SWEEP_TAG, TRIAL_TAG, NAME_TAG = "bitfront.sweep", "bitfront.trial", "bitfront.sweep_name"
+STATE_TAG, FRONT_TAG, RANK_TAG = "bitfront.state", "bitfront.front", "bitfront.rank"
+ERROR_TAG, FAILURE_TAG = "bitfront.error", "bitfront.failure"
+EPOCHS_TAG, ENDED_TAG = "bitfront.epochs", "bitfront.ended"
+"""How much of a trial's history, and of a sweep's course, is recorded."""
+PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
+DIGEST_LENGTH = 32
+"""Characters of a data set's fingerprint that MLflow has room for: 36 at most."""
+ERROR_LENGTH = 5000
+
+MetricPoint = tuple[str, float, int, int]
+"""Name, value, Unix time in ms, step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetFacts:
+    """A data set that a run has used, in MLflow's terms."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    """JSON: the folder, or the name under which Bitfront knows the set."""
+    context: str
+
+
+def provenance(sweep: SweepRecord) -> dict[str, str]:
+    """Tags of every run of the sweep: whose it is, and which spec and code it comes from, as far as known."""
+    found = {
+        "bitfront.spec_hash": sweep.spec_hash,
+        "bitfront.owner": sweep.owner,
+        "bitfront.revision": sweep.revision,
+        "bitfront.version": sweep.version,
+        "mlflow.source.git.commit": sweep.revision.removesuffix("-dirty"),
+        "mlflow.source.name": "bitfront",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": sweep.owner,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def sweep_tags(sweep: SweepRecord) -> dict[str, str]:
+    """Tags of a sweep's run. Its author's own come first: they do not hide what the record stands on."""
+    fingerprints = {str(one.get("data_fingerprint", "")) for one in sweep.references.values()} - {""}
+    data = {"bitfront.data_fingerprint": ", ".join(sorted(fingerprints))} if fingerprints else {}
+    return {**sweep.tags, **provenance(sweep), **data, SWEEP_TAG: sweep.sweep_id}
+
+
+def trial_tags(sweep: SweepRecord, trial: TrialRecord, *, state: str, member: bool) -> dict[str, str]:
+    """Tags of a trial's run, without those that say how it stands among others.
+
+    `state`: as people see it. A trial that is not done, or beyond a constraint, is never a `member` of the front.
+    """
+    reference = reference_of(sweep, trial)
+    found = {
+        **provenance(sweep),
+        NAME_TAG: sweep.name,
+        TRIAL_TAG: trial.trial_id,
+        STATE_TAG: state,
+        FRONT_TAG: str(member).lower(),
+        "bitfront.policy_hash": trial.policy_hash,
+        "bitfront.reference": reference,
+        "bitfront.data_fingerprint": str(sweep.references.get(reference, {}).get("data_fingerprint", "")),
+        ERROR_TAG: trial.error[:ERROR_LENGTH],
+        FAILURE_TAG: (trial.failure or "none") if trial.error else "",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def reference_of(sweep: SweepRecord, trial: TrialRecord) -> str:
+    """Key of the trial's reference; of an older record the only one that the sweep has, else ""."""
+    return trial.reference or (next(iter(sweep.references)) if len(sweep.references) == 1 else "")
+
+
+def datasets(sweep: SweepRecord, references: Iterable[str]) -> list[DatasetFacts]:
+    """The data sets of these references, each for training and for validation.
+
+    One fingerprint covers both; MLflow keeps one data set of a name and a digest, so the names differ.
+    """
+    found: dict[tuple[str, str], DatasetFacts] = {}
+    for key in references:
+        record = sweep.references.get(key, {})
+        digest = str(record.get("data_fingerprint", ""))[:DIGEST_LENGTH]
+        about = record.get("data", {})
+        # Records of earlier versions do not name the data.
+        data = str(about.get("name", "") or sweep.facts.get("data", ""))
+        if not digest or not data:
+            continue
+        root = str(about.get("root", ""))
+        known_as = {"tags": {"mlflow.source.name": data, "mlflow.source.type": "LOCAL"}}
+        source = {"uri": Path(root).expanduser().absolute().as_uri()} if root else known_as
+        for context, part in (("training", "train"), ("validation", "validation")):
+            found[f"{data}-{part}", digest] = DatasetFacts(
+                name=f"{data}-{part}",
+                digest=digest,
+                source_type="local" if root else "code",
+                source=json.dumps(source),
+                context=context,
+            )
+    return list(found.values())
+
+
+def epoch_points(history: Sequence[Mapping[str, Any]], *, recorded: int) -> list[MetricPoint]:
+    """Metrics of the epochs after the first `recorded` ones; the step counts the epochs of all stages from 0."""
+    return [
+        (f"{line['stage']}/{name}", value, line["time_ms"], step)
+        for step, line in enumerate(history)
+        if step >= recorded
+        for name, value in line["metrics"].items()
+    ]
+
+
+def result_points(trial: TrialRecord, *, device_hours: float) -> list[MetricPoint]:
+    """What was measured of the policy; of a trial that ended early the device-hours that it took.
+
+    A failed one has none: it may be run again, and MLflow forgets no metric.
+    """
+    spent = {"device_hours": device_hours} if trial.state in ("pruned", "diverged") else {}
+    return [(name, value, trial.ended_ms, 0) for name, value in {**spent, **trial.metrics}.items()]
+
+
+class Course:
+    """How a sweep stood after each of its ended trials, one after the other."""
+
+    def __init__(self, sweep: SweepRecord) -> None:
+        self._objectives = check_objectives(sweep.objectives)
+        self._constraints = [parse_constraint(text) for text in sweep.constraints]
+        self._counts = dict.fromkeys(("done", "pruned", "diverged", "failed"), 0)
+        self._front: list[tuple[float, ...]] = []
+        self._best: dict[str, float] = {}
+        self._hours = 0.0
+        self.ended = 0
+
+    def add(self, trial: TrialRecord, *, device_hours: float) -> list[MetricPoint]:
+        """The metrics of the sweep's run after this trial; their step is the number of trials that have ended."""
+        self.ended += 1
+        self._hours += device_hours
+        self._counts[trial.state] += 1
+        if trial.state == "done" and feasible(trial.metrics, self._constraints):
+            self._best["best_top1"] = max(self._best.get("best_top1", trial.metrics["top1"]), trial.metrics["top1"])
+            self._place(losses(trial.metrics, self._objectives))
+        counts = {f"trials_{state}": count for state, count in self._counts.items()}
+        numbers = {**counts, "front_size": len(self._front), **self._best, "device_hours": self._hours}
+        return [(name, float(value), trial.ended_ms, self.ended) for name, value in numbers.items()]
+
+    def _place(self, point: tuple[float, ...]) -> None:
+        def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+            return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+        if not any(dominates(other, point) for other in self._front):
+            self._front = [other for other in self._front if not dominates(point, other)] + [point]

@@ -1,0 +1,175 @@
+"""Writes runs to MLflow, by id and in as few requests as it allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.run_facts import DatasetFacts, MetricPoint
+from service.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
+ENTITIES_PER_BATCH, SETTINGS_PER_BATCH = 1000, 100
+"""MLflow's limits of a request: of everything in it, and of parameters and of tags."""
+PAGE = 1000
+
+
+@dataclass(slots=True)
+class KnownRun:
+    """A run, as far as it is known to stand in MLflow."""
+
+    run_id: str
+    artifact_uri: str
+    status: str
+    end_ms: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+    described: bool = False
+    """Whether it has its parameters."""
+    datasets: set[tuple[str, str]] = field(default_factory=set)
+    """Name and digest."""
+
+
+class RunWriter:
+    """One experiment of an MLflow server or database. Runs are addressed by id, whatever the environment says."""
+
+    def __init__(self, uri: str, *, experiment: str, artifacts: Path) -> None:
+        """`artifacts`: where an embedded database has its artifacts; a server decides for itself."""
+        self.uri, self._client = uri, connect(uri)
+        found = self._client.get_experiment_by_name(experiment)
+        self.experiment_id = self._create(experiment, artifacts) if found is None else str(found.experiment_id)
+
+    def _create(self, experiment: str, artifacts: Path) -> str:
+        from mlflow.exceptions import MlflowException
+
+        location = artifacts.resolve().as_uri() if self.uri.startswith("sqlite:") else None
+        try:
+            return str(self._client.create_experiment(experiment, artifact_location=location, tags=EXPERIMENT_TAGS))
+        except MlflowException:
+            # Another process may have made it in this moment.
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def find(self, tag: str, value: str) -> list[KnownRun]:
+        """The runs with this tag, in an order that all processes see alike: described ones first, then by id."""
+        found: list[KnownRun] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], f"tags.`{tag}` = '{value}'", max_results=PAGE, page_token=token
+            )
+            found += [_known(run) for run in page]
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda run: (not run.described, run.run_id))
+
+    def create(self, *, name: str, start_ms: int, tags: Mapping[str, str]) -> KnownRun:
+        """A new run, which is RUNNING."""
+        return _known(self._client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name))
+
+    def delete(self, run: KnownRun) -> None:
+        """Takes the run away, as the UI does: MLflow keeps it among the deleted ones."""
+        self._client.delete_run(run.run_id)
+
+    def log(
+        self,
+        run: KnownRun,
+        *,
+        params: Mapping[str, str] | None = None,
+        points: Sequence[MetricPoint] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Parameters, metrics, and of the tags those that differ. The tags are the last: they say what is recorded."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        changed = [(name, value) for name, value in (tags or {}).items() if run.tags.get(name) != value]
+        settings = [Param(name, value) for name, value in (params or {}).items()]
+        metrics = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
+        last_tags = [RunTag(name, value) for name, value in changed]
+        for params_part, metrics_part, tags_part in _batches(settings, metrics, last_tags):
+            # Synchronous, also where MLFLOW_ENABLE_ASYNC_LOGGING says otherwise: an error is told to who asked.
+            self._client.log_batch(
+                run.run_id, metrics=metrics_part, params=params_part, tags=tags_part, synchronous=True
+            )
+        run.described = run.described or bool(settings)
+        run.tags.update(changed)
+
+    def untag(self, run: KnownRun, tags: Iterable[str]) -> None:
+        """Removes those of the tags that the run has."""
+        for tag in [tag for tag in tags if tag in run.tags]:
+            self._client.delete_tag(run.run_id, tag)
+            del run.tags[tag]
+
+    def files(self, run: KnownRun, paths: Iterable[Path]) -> None:
+        """Copies those of the files that exist to the run's artifacts; asks the server nothing where these lie."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        existing = [path for path in paths if path.exists()]
+        if existing:
+            place = get_artifact_repository(run.artifact_uri, tracking_uri=self.uri)
+            for path in existing:
+                place.log_artifact(str(path))
+
+    def inputs(self, run: KnownRun, datasets: Sequence[DatasetFacts]) -> None:
+        """Notes the data sets that the run does not have yet."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        missing = [one for one in datasets if (one.name, one.digest) not in run.datasets]
+        if missing:
+            self._client.log_inputs(
+                run.run_id,
+                datasets=[
+                    DatasetInput(
+                        Dataset(one.name, one.digest, one.source_type, one.source),
+                        tags=[InputTag("mlflow.data.context", one.context)],
+                    )
+                    for one in missing
+                ],
+            )
+            run.datasets |= {(one.name, one.digest) for one in missing}
+
+    def set_status(self, run: KnownRun, status: str, *, end_ms: int = 0) -> None:
+        """Sets the status; of a run that is not RUNNING also when it ended."""
+        if (run.status, run.end_ms) == (status, end_ms):
+            return
+        if end_ms:
+            self._client.set_terminated(run.run_id, status, end_time=end_ms)
+        elif run.status != status:
+            self._client.update_run(run.run_id, status=status)
+        run.status, run.end_ms = status, end_ms
+
+
+def _known(run: Run) -> KnownRun:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return KnownRun(
+        run_id=run.info.run_id,
+        artifact_uri=run.info.artifact_uri,
+        status=run.info.status,
+        end_ms=run.info.end_time or 0,
+        tags=dict(run.data.tags),
+        described=bool(run.data.params),
+        datasets={(one.dataset.name, one.dataset.digest) for one in inputs},
+    )
+
+
+def _batches(params: list[Any], metrics: list[Any], tags: list[Any]) -> list[tuple[list[Any], list[Any], list[Any]]]:
+    """Parts that MLflow takes in one request each, in order: the last has tags, and whatever else fits beside them."""
+    parts = []
+    while params or metrics or tags:
+        some_params = params[:SETTINGS_PER_BATCH]
+        params = params[SETTINGS_PER_BATCH:]
+        room = ENTITIES_PER_BATCH - len(some_params)
+        # Tags only once all else is sent or fits beside them.
+        some_tags = tags[:SETTINGS_PER_BATCH] if not params and len(metrics) + min(len(tags), 100) <= room else []
+        tags = tags[len(some_tags) :]
+        some_metrics = metrics[: room - len(some_tags)]
+        metrics = metrics[len(some_metrics) :]
+        parts.append((some_params, some_metrics, some_tags))
+    return parts

@@ -1,0 +1,549 @@
+"""The mirror against a real SQLite store and a real server."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dashboards.front import as_json, as_markdown
+from dashboards.front_picture import draw_front
+from dashboards.page import sweep_page
+from service.front import find_front
+from service.mirror import REFRESH_S, BackgroundMirror, Tracker
+from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
+from service.tracking import resolve_uri
+from service.view import read_view
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
+from trainables.report import EpochReport
+
+ROOT = Path(__file__).parents[2]
+FINGERPRINT = "0123456789abcdef" * 4
+SWEEP = SweepRecord(
+    name="s",
+    spec_hash="h",
+    facts={"network": "resnet8"},
+    total_trials=5,
+    created_ms=1_000,
+    tags={"team": "a"},
+    owner="ana",
+    revision="c" * 40 + "-dirty",
+    version="1.2",
+    constraints=("bops_g <= 1",),
+    references={
+        "r8": {"key": "r8", "top1": 99.0, "data_fingerprint": FINGERPRINT, "data": {"name": "digits"}},
+        "r9": {"key": "r9", "top1": 98.0, "data_fingerprint": "f" * 64, "data": {"name": "cars", "root": "/data"}},
+    },
+)
+COSTS = {"bops_g": 0.02, "compression": 150.0, "storage_mb": 0.02}
+
+
+def add_trial(
+    store: SweepStore, number: int, *, state: str = "done", top1: float = 90.0, bops: float = 0.02, ard: float = 2.0
+) -> None:
+    trial_id, start = f"t{number:04d}", 2_000 + 100 * number
+    store.plan_trial(trial_id, number=number, settings={"method.zeta": 0.1 * (number + 1)})
+    begun = replace(store.start_trial(trial_id, now_ms=start), reference="r8" if number else "r9")
+    for epoch in (1, 2):
+        report = EpochReport(stage="search", epoch=epoch, epochs=2, metrics={"loss": 1 / epoch, "p": 2.0})
+        store.append_epoch(trial_id, report, seconds=18.0, now_ms=start + epoch)
+    if state == "running":
+        return
+    policy = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 2 + number % 3)})
+    record = replace(begun, state=state, ended_ms=start + 50, error="why")
+    if state == "done":
+        store.save_policy(trial_id, PolicyRecord(policy=policy, method="gmpq", settings={}, costs=COSTS))
+        metrics = {**COSTS, "top1": top1, "bops_g": bops, "ard": ard, "ard_normalised": 0.5, "device_hours": 0.1}
+        record = replace(record, metrics=metrics, policy_hash=policy.hash, error="")
+    store.finish_trial(record)
+
+
+def publish(store: SweepStore, *, page: bool = False) -> None:
+    found = find_front(store.trials(), store.sweep())
+    write_json(store.folder / "front.json", as_json(store.sweep(), found))
+    write_text(store.folder / "front.md", as_markdown(store.sweep(), found))
+    if page:
+        draw_front(read_view(store), store.folder / "front.png")
+        write_text(store.folder / "front.html", sweep_page(read_view(store)))
+
+
+def close(store: SweepStore, end: str = "finished") -> None:
+    for trial in store.trials():
+        store.interrupt_trial(trial.trial_id)
+    store.save_sweep(replace(store.sweep(), ended_ms=9_002, end=end))
+    publish(store, page=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SweepStore:
+    store = SweepStore.create(tmp_path / "storage", SWEEP, spec_text="name: s\n")
+    add_trial(store, 0, top1=95.0, bops=0.02)
+    add_trial(store, 1, top1=90.0, bops=0.03)
+    add_trial(store, 2, state="diverged")
+    add_trial(store, 3, state="failed")
+    add_trial(store, 4, state="running")
+    publish(store)
+    return store
+
+
+def tracker(store: SweepStore, uri: str = "", **given: Any) -> Tracker:
+    return Tracker(store, uri=resolve_uri(uri, store.folder.parent), experiment="bitfront", **given)
+
+
+def everything(uri: str) -> dict[str, Any]:
+    """All that MLflow knows of the experiment's runs; its own ids are replaced by the trials'."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("bitfront")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = {run.info.run_id: run.data.tags.get("bitfront.trial", "parent") for run in runs}
+    assert len(set(names.values())) == len(names), "two runs for one"
+
+    def plain(text: str) -> str:
+        for run_id, name in names.items():
+            text = text.replace(run_id, name)
+        return text.replace(f"experiments/{experiment.experiment_id}/", "experiments/E/")
+
+    found: dict[str, Any] = {}
+    for run in runs:
+        run_id = run.info.run_id
+        history = {
+            name: [(p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        }
+        files = {}
+        for artifact in client.list_artifacts(run_id):
+            path = Path(client.download_artifacts(run_id, artifact.path))
+            files[artifact.path] = path.read_bytes() if path.suffix == ".png" else plain(path.read_text())
+        found[names[run_id]] = {
+            "times": (run.info.status, run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": {name: plain(value) for name, value in run.data.tags.items()},
+            "history": history,
+            "files": files,
+            "datasets": sorted(
+                (one.dataset.name, one.dataset.digest, one.dataset.source_type, one.dataset.source, one.tags[0].value)
+                for one in run.inputs.dataset_inputs
+            ),
+        }
+    return found
+
+
+def search(uri: str, query: str) -> list[str]:
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("bitfront").experiment_id], query)
+    return sorted(run.data.tags.get("bitfront.trial", "parent") for run in found)
+
+
+def test_a_child_has_all_that_is_known_of_its_trial(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    found = everything(mirror.uri)
+    assert set(found) == {"parent", *(f"t000{i}" for i in range(5))}
+    one = found["t0000"]
+    assert one["times"] == ("FINISHED", 2_000, 2_050)
+    assert one["params"] == {"method.zeta": "0.1"}
+    expected = {
+        "bitfront.state": "done",
+        "bitfront.front": "true",
+        "bitfront.rank": "1",
+        "bitfront.policy_hash": store.trial("t0000").policy_hash,
+        "bitfront.spec_hash": "h",
+        "bitfront.owner": "ana",
+        "bitfront.sweep_name": "s",
+        "bitfront.revision": "c" * 40 + "-dirty",
+        "bitfront.version": "1.2",
+        "bitfront.reference": "r9",
+        "bitfront.data_fingerprint": "f" * 64,
+        "mlflow.source.git.commit": "c" * 40,
+    }
+    assert {name: one["tags"].get(name) for name in expected} == expected
+    assert one["history"]["search/loss"] == [(0, 2_001, 1.0), (1, 2_002, 0.5)]
+    assert one["history"]["top1"] == [(0, 2_050, 95.0)]
+    assert one["history"]["device_hours"] == [(0, 2_050, 0.1)]
+    assert list(one["files"]) == ["policy.json"]
+    local = ("local", '{"uri": "file:///data"}')
+    assert one["datasets"] == [
+        ("cars-train", "f" * 32, *local, "training"),
+        ("cars-validation", "f" * 32, *local, "validation"),
+    ]
+
+
+def test_children_say_how_their_trials_ended_and_on_what_they_stand(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    found = everything(mirror.uri)
+    assert [found[f"t000{i}"]["times"][0] for i in (1, 2, 3, 4)] == ["FINISHED", "FINISHED", "FAILED", "RUNNING"]
+    tags = [found[f"t000{i}"]["tags"] for i in range(5)]
+    assert [one["bitfront.state"] for one in tags] == ["done", "done", "diverged", "failed", "running"]
+    assert [one["bitfront.front"] for one in tags] == ["true", "false", "false", "false", "false"]
+    assert [one.get("bitfront.rank") for one in tags] == ["1", "2", None, None, None]
+    assert tags[3]["bitfront.error"] == "why"
+    # What a diverged trial took is known; a failed one may be run again.
+    assert found["t0002"]["history"]["device_hours"] == [(0, 2_250, pytest.approx(0.01))]
+    assert "device_hours" not in found["t0003"]["history"]
+    assert [name for name, *_ in found["t0001"]["datasets"]] == ["digits-train", "digits-validation"]
+
+
+def test_the_parent_has_the_sweeps_facts_and_its_course(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    parent = everything(mirror.uri)["parent"]
+    assert (parent["times"][0], parent["params"], parent["tags"]["team"]) == ("RUNNING", {"network": "resnet8"}, "a")
+    assert list(parent["files"]) == ["front.json", "front.md", "spec.yaml"]
+    assert len(parent["datasets"]) == 4
+    steps = [(1, 2_050), (2, 2_150), (3, 2_250), (4, 2_350)]
+    course = {
+        name: [value for step, time_ms, value in points if (step, time_ms) in steps]
+        for name, points in parent["history"].items()
+    }
+    assert course["trials_done"] == [1, 2, 2, 2]
+    assert course["trials_failed"] == [0, 0, 0, 1]
+    assert course["front_size"] == [1, 1, 1, 1]
+    assert course["best_top1"] == [95, 95, 95, 95]
+    assert course["device_hours"] == pytest.approx([0.01, 0.02, 0.03, 0.04])
+
+
+def test_the_search_for_the_front_gives_the_front_and_nothing_else(store: SweepStore) -> None:
+    add_trial(store, 5, top1=99.0, bops=2.0)  # beyond the constraint
+    add_trial(store, 6, top1=95.0, bops=0.02)  # equal to a member: a member
+    mirror = tracker(store)
+    mirror.sync()
+    assert search(mirror.uri, "tags.\"bitfront.front\" = 'true'") == ["t0000", "t0006"]
+    assert search(mirror.uri, "tags.`bitfront.front` = 'true' and tags.`bitfront.sweep_name` = 's'") == [
+        "t0000", "t0006",
+    ]  # fmt: skip
+    assert search(mirror.uri, "tags.`bitfront.rank` = '1'") == ["t0000", "t0006"]
+    assert len(search(mirror.uri, "tags.`bitfront.sweep_name` = 's'")) == 7
+
+
+def test_a_failed_trial_that_is_run_again_is_not_on_the_front_until_it_is_done(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    store.reopen_trial("t0003")
+    again = tracker(store)
+    again.sync()
+    one = everything(mirror.uri)["t0003"]
+    assert (one["tags"]["bitfront.state"], one["tags"]["bitfront.front"], one["times"][0]) == (
+        "pending", "false", "KILLED",
+    )  # fmt: skip
+    assert "bitfront.error" not in one["tags"]
+    add_trial(store, 3, top1=99.0, bops=0.01)
+    again.sync()
+    assert search(mirror.uri, "tags.`bitfront.front` = 'true'") == ["t0003"]
+
+
+def test_syncing_again_from_another_process_changes_nothing(store: SweepStore) -> None:
+    tracker(store).sync()
+    before = everything(resolve_uri("", store.folder.parent))
+    again = tracker(store)
+    again.sync()
+    again.sync()
+    assert everything(again.uri) == before
+
+
+def test_a_sync_that_was_cut_off_after_the_metrics_does_not_double_them(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    for run in client.search_runs([experiment], "tags.`bitfront.trial` != ''"):
+        client.set_tag(run.info.run_id, "bitfront.epochs", "0")
+        client.set_tag(run.info.run_id, "bitfront.state", "running")
+    tracker(store).sync()
+    assert everything(mirror.uri) == before
+
+
+def finish_running(store: SweepStore) -> None:
+    report = EpochReport(stage="finetune", epoch=1, epochs=1, metrics={"top1": 1.0})
+    store.append_epoch("t0004", report, seconds=1.0, now_ms=9_000)
+    policy = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 2)})
+    metrics = {**COSTS, "top1": 99.0, "bops_g": 0.01, "ard": 1.0, "ard_normalised": 0.1, "device_hours": 0.1}
+    store.finish_trial(
+        TrialRecord(
+            trial_id="t0004", number=4, state="done", settings={}, started_ms=2_400, ended_ms=9_001, metrics=metrics,
+            policy_hash=policy.hash, reference="r8",
+        )
+    )  # fmt: skip
+
+
+def test_running_trials_grow_and_the_front_is_corrected(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    finish_running(store)
+    close(store)
+    mirror.sync()
+    found = everything(mirror.uri)
+    assert found["t0004"]["history"]["finetune/top1"] == [(2, 9_000, 1.0)]
+    assert found["t0004"]["history"]["search/loss"] == [(0, 2_401, 1.0), (1, 2_402, 0.5)]
+    assert [found[f"t000{i}"]["tags"]["bitfront.front"] for i in (0, 1, 4)] == ["false", "false", "true"]
+    assert [found[f"t000{i}"]["tags"]["bitfront.rank"] for i in (0, 1, 4)] == ["2", "3", "1"]
+    assert found["parent"]["times"] == ("FINISHED", 1_000, 9_002)
+    assert {"front.html", "front.png"} <= set(found["parent"]["files"])
+
+
+def test_the_front_is_told_at_once_and_the_others_ranks_a_little_later(store: SweepStore) -> None:
+    now = 100.0
+    mirror = tracker(store, clock=lambda: now)
+    assert mirror.sync() is None
+    finish_running(store)
+    now += 5.0
+    assert mirror.sync() == pytest.approx(REFRESH_S - 5.0)
+    tags = [everything(mirror.uri)[f"t000{i}"]["tags"] for i in (0, 1, 4)]
+    assert [one["bitfront.front"] for one in tags] == ["false", "false", "true"]
+    assert [one["bitfront.rank"] for one in tags] == ["1", "2", "1"]
+    now += REFRESH_S
+    assert mirror.sync() is None
+    assert [everything(mirror.uri)[f"t000{i}"]["tags"]["bitfront.rank"] for i in (0, 1, 4)] == ["2", "3", "1"]
+
+
+@pytest.mark.parametrize("over_a_server", [False, True])
+def test_a_lost_record_is_rebuilt_from_the_storage(
+    store: SweepStore, tmp_path: Path, serve: Callable[[Path], str], over_a_server: bool
+) -> None:
+    def place(name: str) -> str:
+        if not over_a_server:
+            return f"sqlite:///{tmp_path / name / 'mlflow.db'}"
+        tracker(store, f"sqlite:///{tmp_path / name / 'mlflow.db'}")._find(SWEEP)
+        return serve(tmp_path / name)
+
+    first = place("first")
+    grown = tracker(store, first)
+    grown.sync()
+    finish_running(store)
+    grown.sync()
+    close(store)
+    grown.sync()
+    before = everything(first)
+    page = store.folder.joinpath("front.html").read_text()
+    assert before["parent"]["times"][0] == "FINISHED"
+    second = place("second")
+    tracker(store, second).sync(alive=False)
+    after = everything(second)
+    if over_a_server:
+        for found in (before, after):
+            found["parent"]["files"]["front.html"] = found["parent"]["files"]["front.html"].replace(
+                first if found is before else second, "SERVER"
+            )
+    assert after == before
+    assert page != store.folder.joinpath("front.html").read_text()
+
+
+def test_nothing_of_a_killed_driver_stays_running(store: SweepStore) -> None:
+    tracker(store).sync()
+    mirror = tracker(store)
+    mirror.sync(alive=False)
+    found = everything(mirror.uri)
+    assert found["t0004"]["times"] == ("KILLED", 2_400, 2_402)
+    assert found["t0004"]["tags"]["bitfront.state"] == "stale"
+    assert found["parent"]["times"] == ("KILLED", 1_000, 2_350)
+
+
+def test_the_page_links_every_trial_to_its_run_also_the_one_in_the_storage(store: SweepStore) -> None:
+    close(store)
+    mirror = tracker(store)
+    mirror.sync()
+    page = store.folder.joinpath("front.html").read_text()
+    links = json.loads(page.partition('<script type="application/json" id="runs">')[2].partition("</script>")[0])
+    assert links["base"] == "http://127.0.0.1:5000"
+    assert set(links["runs"]) == {f"t000{i}" for i in range(5)}
+    run_id = links["runs"]["t0000"].removeprefix("#/experiments/1/runs/")
+    assert MlflowClient(mirror.uri).get_run(run_id).data.tags["bitfront.trial"] == "t0000"
+
+
+MAKE = """
+import os, sys, threading
+from pathlib import Path
+from service.records import SweepStore
+from service.mirror import Tracker
+from service.tracking import resolve_uri
+store = SweepStore(Path(sys.argv[1]))
+threading.Timer(float(sys.argv[2]), os._exit, [9]).start()
+Tracker(store, uri=resolve_uri("", store.folder.parent), experiment="bitfront").sync()
+os._exit(0)
+"""
+
+
+def test_a_process_killed_while_the_database_is_made_leaves_none_that_is_half_made(store: SweepStore) -> None:
+    statuses = []
+    for after in ("0.5", "1.5", "2.5", "3.5"):
+        command = [sys.executable, "-c", MAKE, str(store.folder), after]
+        statuses.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    assert 9 in statuses
+    mirror = tracker(store)
+    mirror.sync()
+    assert len(everything(mirror.uri)) == 6
+
+
+def test_two_processes_that_sync_at_once_leave_one_run_of_each(store: SweepStore) -> None:
+    command = [sys.executable, "-c", MAKE, str(store.folder), "60"]
+    both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    mirror = tracker(store)
+    mirror.sync()
+    assert len(everything(mirror.uri)) == 6
+
+
+def test_a_second_parent_goes_with_its_children_and_who_wrote_there_goes_on_with_the_first(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    second = client.create_run(experiment, tags={"bitfront.sweep": "s@1000"}).info.run_id
+    client.create_run(experiment, tags={"mlflow.parentRunId": second, "bitfront.trial": "t0000"})
+    tracker(store).sync()
+    assert everything(mirror.uri) == before
+
+
+@pytest.mark.parametrize("over_a_server", [False, True])
+def test_variables_that_name_a_run_elsewhere_redirect_nothing(
+    store: SweepStore,
+    tmp_path: Path,
+    serve: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+    over_a_server: bool,
+) -> None:
+    foreign_uri = f"sqlite:///{tmp_path / 'theirs.db'}"
+    foreign = MlflowClient(foreign_uri)
+    theirs = foreign.create_run(foreign.create_experiment("theirs")).info
+    place = resolve_uri("", store.folder.parent)
+    here = MlflowClient(place)
+    other = here.create_run("0").info.run_id
+    model = here.create_logged_model("0", name="theirs").model_id
+    uri = serve(store.folder.parent) if over_a_server else place
+    monkeypatch.setenv("MLFLOW_RUN_ID", other)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", theirs.experiment_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", foreign_uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", foreign_uri)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_ACTIVE_MODEL_ID", model)
+    before = [foreign.get_run(theirs.run_id).to_dictionary(), here.get_run(other).to_dictionary()]
+    close(store)
+    # In a process of its own, as some variables are read when MLflow is imported.
+    code = (
+        "import sys; from pathlib import Path; from service.records import SweepStore; from service.mirror import Tracker;"
+        "Tracker(SweepStore(Path(sys.argv[1])), uri=sys.argv[2], experiment='bitfront').sync()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store.folder), uri], cwd=ROOT, check=True)
+    assert [foreign.get_run(theirs.run_id).to_dictionary(), here.get_run(other).to_dictionary()] == before
+    assert len(foreign.search_runs([theirs.experiment_id, "0"])) == 1
+    assert not here.get_logged_model(model).metrics
+    assert len(everything(place)) == 6
+
+
+def test_the_ui_serves_runs_and_artifacts(store: SweepStore, serve: Callable[[Path], str]) -> None:
+    tracker(store).sync()
+    server = serve(store.folder.parent)
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`bitfront.front` = 'true'")
+    artifact = f"{server}/get-artifact?path=policy.json&run_id={run.info.run_id}"
+    assert PolicyRecord.from_json(urllib.request.urlopen(artifact).read().decode(), origin="ui").policy.hash
+
+
+def test_a_server_that_is_away_never_stops_the_sweep_and_the_next_sync_completes_the_record(
+    store: SweepStore, closed_port: int
+) -> None:
+    away = tracker(store, f"http://127.0.0.1:{closed_port}")
+    mirror = BackgroundMirror(away)
+    started = time.monotonic()
+    mirror.poke()
+    assert time.monotonic() - started < 0.5
+    error = mirror.close()
+    assert "Connection refused" in str(error) or "Max retries" in str(error)
+    # Back again, here as another database.
+    back = tracker(store)
+    mirror = BackgroundMirror(back)
+    mirror.poke()
+    assert mirror.close() is None
+    assert len(everything(back.uri)) == 6
+
+
+def test_what_a_cut_connection_left_out_is_told_by_the_next_sync(store: SweepStore) -> None:
+    """Runs without their parameters, a run made twice, and somebody else's below the sweep."""
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    (parent,) = [run for run in client.search_runs([experiment]) if "bitfront.trial" not in run.data.tags]
+    for run in client.search_runs([experiment]):
+        client.delete_run(run.info.run_id)
+    tags = {"bitfront.sweep": "s@1000", "bitfront.spec_hash": "h", "team": "a"}
+    bare = client.create_run(experiment, start_time=1_000, tags=tags, run_name="s").info.run_id
+    child = {"mlflow.parentRunId": bare, "bitfront.trial": "t0000", "bitfront.state": "running", "bitfront.epochs": "0"}
+    for _ in range(2):
+        client.create_run(experiment, start_time=2_000, tags=child, run_name="s-0")
+    theirs = client.create_run(experiment, tags={"mlflow.parentRunId": bare}).info.run_id
+    again = tracker(store)
+    again.sync()
+    client.delete_run(theirs)
+    assert everything(again.uri) == before
+    assert parent.info.run_id != bare
+
+
+def test_a_mirror_is_closed_while_it_is_asked_for_more(store: SweepStore) -> None:
+    for _ in range(20):
+        mirror = BackgroundMirror(tracker(store))
+        mirror.poke()
+        assert mirror.close() is None
+
+
+def test_a_sweep_of_an_earlier_version_is_recorded_without_what_it_does_not_know(tmp_path: Path) -> None:
+    old = replace(SWEEP, revision="", version="", owner="", constraints=(), references={}, facts={"data": "digits"})
+    store = SweepStore.create(tmp_path / "storage", old, spec_text="name: s\n")
+    add_trial(store, 0)
+    result = store.trial_folder("t0000") / "result.json"
+    write_json(result, {k: v for k, v in json.loads(result.read_text()).items() if k != "reference"})
+    sweep = json.loads(store.folder.joinpath("sweep.json").read_text())
+    del sweep["revision"], sweep["version"], sweep["references"]
+    sweep["reference"] = {"key": "r8", "top1": 99.0, "device_hours": 0.1, "data_fingerprint": FINGERPRINT}
+    write_json(store.folder / "sweep.json", sweep)
+    mirror = tracker(SweepStore(store.folder))
+    mirror.sync(alive=False)
+    one = everything(mirror.uri)["t0000"]
+    assert one["tags"]["bitfront.data_fingerprint"] == FINGERPRINT
+    assert [name for name, *_ in one["datasets"]] == ["digits-train", "digits-validation"]
+    assert "bitfront.revision" not in one["tags"]
+
+
+def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(tmp_path: Path) -> None:
+    store = SweepStore.create(tmp_path / "storage", SWEEP, spec_text="name: s\n")
+    settings = {f"method.s{i:03}": i for i in range(250)}
+    store.plan_trial("t0000", number=0, settings=settings)
+    begun = store.start_trial("t0000", now_ms=2_000)
+    for epoch in range(1, 251):
+        numbers = {f"m{i}": float(epoch) for i in range(10)}
+        store.append_epoch(
+            "t0000", EpochReport(stage="search", epoch=epoch, epochs=250, metrics=numbers), seconds=1.0, now_ms=epoch
+        )
+    store.finish_trial(replace(begun, state="pruned", ended_ms=3_000))
+    mirror = tracker(store)
+    mirror.sync()
+    one = everything(mirror.uri)["t0000"]
+    assert one["params"] == {name: str(value) for name, value in settings.items()}
+    assert all(len(one["history"][f"search/m{i}"]) == 250 for i in range(10))
+    assert one["tags"]["bitfront.state"] == "pruned"
+
+
+def test_a_lost_store_leaves_nothing_that_is_needed(store: SweepStore) -> None:
+    close(store)
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    (store.folder.parent / "mlflow.db").rename(store.folder.parent / "lost.db")
+    shutil.rmtree(store.folder.parent / "artifacts")
+    again = tracker(store, f"sqlite:///{store.folder.parent / 'again.db'}")
+    again.sync(alive=False)
+    assert everything(again.uri) == before
