@@ -49,7 +49,7 @@ def _verdict(found: Comparison) -> str:
     order = sorted(range(len(found.labels)), key=lambda place: -found.hypervolumes[place])
     shares = [f"{found.labels[place]}'s {100 * found.hypervolumes[place]:.0f} %" for place in order]
     first, *others = shares
-    front = first.replace("'s ", "'s front dominates ") + " of what can be dominated"
+    front = first.replace("'s ", "'s front dominates ") + " of the common box"
     return f"{front}, {', '.join(others)}, all together {100 * found.joint_hypervolume:.0f} %."
 
 

@@ -69,6 +69,9 @@ def test_the_indicators_of_two_small_fronts_by_hand() -> None:
     assert additive_epsilon(theirs, ours) == pytest.approx(0.2)
     assert igd_plus(theirs, ours) == pytest.approx((0.2 + 0.1) / 2)
     assert coverage(theirs, ours) == 0.0
+    # Means are over the members of the other front.
+    assert igd_plus(theirs[:1], ours) == pytest.approx((0.2 + 0.2) / 2)
+    assert igd_plus(ours, theirs[:1]) == pytest.approx(0.3)
 
 
 def test_a_front_that_dominates_has_no_distance_and_a_negative_epsilon() -> None:

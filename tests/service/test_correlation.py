@@ -25,13 +25,19 @@ def test_it_is_scipys_with_and_without_ties() -> None:
             assert found.count == count
 
 
-def test_the_interval_of_no_correlation_has_a_closed_form() -> None:
+def test_the_interval_has_a_closed_form() -> None:
     xs, ys = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 5.0, 3.0, 1.0, 4.0]
     found = rank_correlation(xs, ys)
     assert found is not None
     assert found.rho == pytest.approx(0.0, abs=1e-15)
     assert found.high == pytest.approx(math.tanh(1.959964 / math.sqrt(2)))
     assert found.low == pytest.approx(-found.high)
+    half = rank_correlation(xs, [3.0, 2.0, 1.0, 5.0, 4.0])
+    assert half is not None
+    assert half.rho == pytest.approx(0.5)
+    reach = 1.959964 * math.sqrt((1 + 0.5**2 / 2) / 2)
+    ends = (math.tanh(math.atanh(0.5) - reach), math.tanh(math.atanh(0.5) + reach))
+    assert (half.low, half.high) == pytest.approx(ends)
 
 
 def test_the_same_order_is_one_and_the_opposite_minus_one_with_intervals_that_stay_wide_for_few_points() -> None:

@@ -29,14 +29,15 @@ def trial(number: int, metrics: dict[str, float], *, state: State = "done", ende
     )
 
 
-def view_of(trials: list[TrialRecord], sweep: SweepRecord = SWEEP, *, hours: float = 0.5) -> SweepView:
+def view_of(trials: list[TrialRecord], sweep: SweepRecord = SWEEP) -> SweepView:
+    """A trial takes half an hour, and a quarter more for each before it."""
     return SweepView(
         folder=Path("s"),
         sweep=sweep,
         trials=tuple(trials),
         found=find_front(trials, sweep),
         policies={},
-        hours={t.trial_id: hours for t in trials},
+        hours={t.trial_id: 0.5 + 0.25 * t.number for t in trials},
     )
 
 
@@ -94,9 +95,9 @@ def test_growth_is_the_hypervolume_of_the_front_of_all_that_had_ended() -> None:
     volume = Box.around(points).volume
     steps = growth(view)
     assert [step.trials for step in steps] == list(range(1, 42))
-    assert [step.device_hours for step in steps] == [0.5 * step.trials for step in steps]
     ended = sorted((t for t in trials if t.final), key=lambda t: (t.ended_ms, t.number))
     for step in steps:
+        assert step.device_hours == sum(0.5 + 0.25 * t.number for t in ended[: step.trials])
         before = [t.metrics for t in ended[: step.trials] if t.state == "done"]
         plain = hypervolume([before[place] for place in front(before)], corner) / volume
         assert step.hypervolume == pytest.approx(plain, abs=1e-12)
@@ -120,7 +121,7 @@ def test_trials_beyond_a_constraint_take_hours_and_add_nothing() -> None:
         trial(1, {"top1": 80.0, "bops_g": 1.0, "ard": 1.0}),
     ]
     steps = growth(view_of(trials, bounded))
-    assert [(s.trials, s.device_hours, s.hypervolume) for s in steps] == [(1, 0.5, 0.0), (2, 1.0, 1.0)]
+    assert [(s.trials, s.device_hours, s.hypervolume) for s in steps] == [(1, 0.5, 0.0), (2, 1.25, 1.0)]
     assert [s.hypervolume for s in growth(view_of(trials[:1], bounded))] == [0.0]
     assert growth(view_of([])) == ()
 
