@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.pareto import Objective, check_objectives, feasible, front, knee, parse_constraint
+from service.pareto import (
+    Objective,
+    check_objectives,
+    feasible,
+    front,
+    knee,
+    losses,
+    non_dominated_ranks,
+    parse_constraint,
+)
 from service.records import SweepRecord, TrialRecord
 
 
@@ -49,3 +58,11 @@ def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
         knee=None if best is None else kept[best],
         unfinished={state: states.count(state) for state in sorted(set(states))},
     )
+
+
+def ranks(found: Front) -> dict[str, int]:
+    """Non-dominated rank of each policy within the constraints, by trial: 1 is the front, 2 the front of the rest …"""
+    beyond = {trial.trial_id for trial in found.infeasible}
+    kept = [trial for trial in found.done if trial.trial_id not in beyond]
+    places = non_dominated_ranks([losses(trial.metrics, found.objectives) for trial in kept])
+    return {trial.trial_id: place + 1 for trial, place in zip(kept, places, strict=True)}

@@ -42,15 +42,6 @@ def rung_values(stage: str, metrics: Mapping[str, float], objectives: Sequence[O
     return tuple(found.values())
 
 
-def non_dominated_ranks(values: Sequence[Losses]) -> list[int]:
-    """Rank of each point: 0 on the front, 1 on the front of the rest, and so on. Equal points share a rank."""
-    ranks = [0] * len(values)
-    for rank, places in enumerate(_fronts(values)):
-        for place in places:
-            ranks[place] = rank
-    return ranks
-
-
 def _fronts(values: Sequence[Losses]) -> Iterator[list[int]]:
     left = list(range(len(values)))
     while left:

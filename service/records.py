@@ -73,6 +73,8 @@ class TrialRecord:
     policy_hash: str = ""
     failure: Failure = ""
     error: str = ""
+    reference: str = ""
+    """Key of the full-precision reference that it is compared with; empty before it runs, and in older records."""
 
     @property
     def final(self) -> bool:
@@ -105,9 +107,13 @@ class SweepRecord:
     """Devices that a trial holds."""
     owner: str = ""
     references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The records of its full-precision references by their keys, as each is known."""
+    """The records of its full-precision references by their keys, as each is known, with network and data."""
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
+    revision: str = ""
+    """Git commit of the folder where it was begun, with "-dirty" where files differed; empty outside a repository."""
+    version: str = ""
+    """Of Bitfront, when it was begun."""
 
     @property
     def full_precision(self) -> str:

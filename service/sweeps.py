@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service import driver
 from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRecord, SweepStore
+from service.revision import revision, version
 from service.settings import StorageConfig
 from service.space import points
 from service.spec import SweepSpec, differences, load_spec
@@ -69,6 +70,8 @@ def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:
         owner=spec.owner,
         tags=spec.tags,
         description=spec.description,
+        revision=revision(Path.cwd()),
+        version=version(),
     )
 
 

@@ -1,6 +1,6 @@
 """Where MLflow keeps its records: found, checked, opened; and its UI on them.
 
-With `service.mirror`, which writes a sweep's runs there, the only module that speaks to MLflow.
+With `service.run_writer`, which writes runs there, and `service.registry`, the only module that speaks to MLflow.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 PROBE_TIMEOUT_S = 5.0
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `bitfront ui` shows a database's records, unless it is told otherwise."""
+REDIRECTIONS = ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID")
+"""Variables that the client obeys without being asked: it would add our metrics to another's model. Those that name a
+run, an experiment or a place it needs only where none is given."""
 
 
 def resolve_uri(uri: str, storage: Path) -> str:
@@ -90,6 +95,11 @@ def without_secrets(uri: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
+def server_address(uri: str) -> str:
+    """Where people see the records: the server's address without credentials, or that of `bitfront ui`."""
+    return without_secrets(uri).rstrip("/") if uri.startswith(("http:", "https:")) else UI_ADDRESS
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the server or the database, which is made where it is a file that is not there."""
     # MLflow's own defaults block for minutes when a server is away.
@@ -97,6 +107,10 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A line with an address for each run that ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in REDIRECTIONS:
+        os.environ.pop(name, None)
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):

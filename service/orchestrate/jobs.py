@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from service.revision import REVISION_VARIABLE, revision
 from service.spec import SweepSpec
 from service.tracking import first_line
 from trainables.errors import ConfigError, StorageError
@@ -46,7 +47,10 @@ def submit_sweep(spec: SweepSpec, address: str) -> str:
             client.submit_job(
                 entrypoint="python -m service.cli run sweep.yaml --address auto",
                 submission_id=name,
-                runtime_env={"working_dir": folder, "env_vars": JOB_ENVIRONMENT},
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {**JOB_ENVIRONMENT, REVISION_VARIABLE: revision(Path.cwd())},
+                },
                 metadata={"sweep": spec.name, "spec": spec.hash[:12]},
             )
         except RuntimeError as error:

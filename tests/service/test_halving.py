@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.halving import COSTS, Halving, Losses, best, non_dominated_ranks, rung_values, spread_order
+from service.halving import COSTS, Halving, Losses, best, rung_values, spread_order
 from service.hypervolume import hypervolume
-from service.pareto import METRICS, Objective, check_objectives
+from service.pareto import METRICS, Objective, check_objectives, non_dominated_ranks
 
 ROOT = Path(__file__).parents[2]
 

@@ -84,8 +84,9 @@ def close(store: SweepStore, end: str = "finished") -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SweepStore:
+def store(tmp_path: Path, empty_database: Path) -> SweepStore:
     store = SweepStore.create(tmp_path / "storage", SWEEP, spec_text="name: s\n")
+    shutil.copy(empty_database, tmp_path / "storage")
     add_trial(store, 0, top1=95.0, bops=0.02)
     add_trial(store, 1, top1=90.0, bops=0.03)
     add_trial(store, 2, state="diverged")
@@ -270,7 +271,8 @@ def finish_running(store: SweepStore) -> None:
     metrics = {**COSTS, "top1": 99.0, "bops_g": 0.01, "ard": 1.0, "ard_normalised": 0.1, "device_hours": 0.1}
     store.finish_trial(
         TrialRecord(
-            trial_id="t0004", number=4, state="done", settings={}, started_ms=2_400, ended_ms=9_001, metrics=metrics,
+            trial_id="t0004", number=4, state="done", settings={"method.zeta": 0.5}, started_ms=2_400,
+            ended_ms=9_001, metrics=metrics,
             policy_hash=policy.hash, reference="r8",
         )
     )  # fmt: skip
@@ -308,13 +310,12 @@ def test_the_front_is_told_at_once_and_the_others_ranks_a_little_later(store: Sw
 
 @pytest.mark.parametrize("over_a_server", [False, True])
 def test_a_lost_record_is_rebuilt_from_the_storage(
-    store: SweepStore, tmp_path: Path, serve: Callable[[Path], str], over_a_server: bool
+    store: SweepStore, tmp_path: Path, empty_database: Path, serve: Callable[[Path], str], over_a_server: bool
 ) -> None:
     def place(name: str) -> str:
-        if not over_a_server:
-            return f"sqlite:///{tmp_path / name / 'mlflow.db'}"
-        tracker(store, f"sqlite:///{tmp_path / name / 'mlflow.db'}")._find(SWEEP)
-        return serve(tmp_path / name)
+        (tmp_path / name).mkdir()
+        shutil.copy(empty_database, tmp_path / name)
+        return serve(tmp_path / name) if over_a_server else f"sqlite:///{tmp_path / name / 'mlflow.db'}"
 
     first = place("first")
     grown = tracker(store, first)
@@ -374,6 +375,7 @@ os._exit(0)
 
 
 def test_a_process_killed_while_the_database_is_made_leaves_none_that_is_half_made(store: SweepStore) -> None:
+    store.folder.parent.joinpath("mlflow.db").unlink()
     statuses = []
     for after in ("0.5", "1.5", "2.5", "3.5"):
         command = [sys.executable, "-c", MAKE, str(store.folder), after]
@@ -432,7 +434,8 @@ def test_variables_that_name_a_run_elsewhere_redirect_nothing(
     close(store)
     # In a process of its own, as some variables are read when MLflow is imported.
     code = (
-        "import sys; from pathlib import Path; from service.records import SweepStore; from service.mirror import Tracker;"
+        "import sys; from pathlib import Path; from service.mirror import Tracker;"
+        "from service.records import SweepStore;"
         "Tracker(SweepStore(Path(sys.argv[1])), uri=sys.argv[2], experiment='bitfront').sync()"
     )
     subprocess.run([sys.executable, "-c", code, str(store.folder), uri], cwd=ROOT, check=True)
@@ -500,7 +503,11 @@ def test_a_mirror_is_closed_while_it_is_asked_for_more(store: SweepStore) -> Non
         assert mirror.close() is None
 
 
-def test_a_sweep_of_an_earlier_version_is_recorded_without_what_it_does_not_know(tmp_path: Path) -> None:
+def test_a_sweep_of_an_earlier_version_is_recorded_without_what_it_does_not_know(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    tmp_path.joinpath("storage").mkdir()
+    shutil.copy(empty_database, tmp_path / "storage")
     old = replace(SWEEP, revision="", version="", owner="", constraints=(), references={}, facts={"data": "digits"})
     store = SweepStore.create(tmp_path / "storage", old, spec_text="name: s\n")
     add_trial(store, 0)
@@ -518,7 +525,11 @@ def test_a_sweep_of_an_earlier_version_is_recorded_without_what_it_does_not_know
     assert "bitfront.revision" not in one["tags"]
 
 
-def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(tmp_path: Path) -> None:
+def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    tmp_path.joinpath("storage").mkdir()
+    shutil.copy(empty_database, tmp_path / "storage")
     store = SweepStore.create(tmp_path / "storage", SWEEP, spec_text="name: s\n")
     settings = {f"method.s{i:03}": i for i in range(250)}
     store.plan_trial("t0000", number=0, settings=settings)
@@ -535,15 +546,3 @@ def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(tmp_p
     assert one["params"] == {name: str(value) for name, value in settings.items()}
     assert all(len(one["history"][f"search/m{i}"]) == 250 for i in range(10))
     assert one["tags"]["bitfront.state"] == "pruned"
-
-
-def test_a_lost_store_leaves_nothing_that_is_needed(store: SweepStore) -> None:
-    close(store)
-    mirror = tracker(store)
-    mirror.sync()
-    before = everything(mirror.uri)
-    (store.folder.parent / "mlflow.db").rename(store.folder.parent / "lost.db")
-    shutil.rmtree(store.folder.parent / "artifacts")
-    again = tracker(store, f"sqlite:///{store.folder.parent / 'again.db'}")
-    again.sync(alive=False)
-    assert everything(again.uri) == before
