@@ -30,6 +30,7 @@ from service import driver
 from service.front import Front, find_front
 from service.mirror import BackgroundMirror, Tracker
 from service.orchestrate.cluster import connected
+from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper, end_after
 from service.orchestrate.reference import StoppedError, prepare_references
 from service.orchestrate.scheduler import SweepScheduler
@@ -92,7 +93,12 @@ def run_sweep(
                 StudySearcher(spec, store)
                 end = FINISHED
             else:
-                with connected(spec, address), _stopped_by_sigterm(store), progress_for(store) as progress:
+                with (
+                    connected(spec, address),
+                    exported(store),
+                    _stopped_by_sigterm(store),
+                    progress_for(store) as progress,
+                ):
                     prepare_references(spec, store, progress, science)
                     mirror.poke()
                     stopper = SweepStopper(spec, store, before_s=before_s, began=began)
