@@ -27,6 +27,7 @@ def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], s
     keys = [one.config.reference_key for one, _ in surveyed]
     trained = {key for key in keys if ReferenceRecord.find(storage / REFERENCES, key)}
     known, recorded_in = recorded_hours(storage, spec)
+    finetunes, _ = recorded_hours(storage, spec, metric="finetune_device_hours") if known else ({}, "")
     unknown: dict[str, TrialConfig] = {}
     for (one, _), key in zip(surveyed, keys, strict=True):
         if _subject(one.config) not in known or key not in trained:
@@ -36,20 +37,30 @@ def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], s
     found = []
     for (one, survey), key in zip(surveyed, keys, strict=True):
         hours, reference_hours = known.get(_subject(one.config)), 0.0
+        finetune_hours = finetunes.get(_subject(one.config), 0.0)
         if key not in trained:
             reference_hours = api.reference_hours(one.config, survey, times[key], workers=workers)
             # Another combination may need the same one.
             trained.add(key)
         if hours is None:
             hours = api.trial_hours(one.config, survey, times[key], workers=workers)
-        found.append(Estimate(combination=one, survey=survey, hours=hours, reference_hours=reference_hours))
+            finetune_hours = api.finetune_hours(one.config, survey, times[key], workers=workers)
+        found.append(
+            Estimate(
+                combination=one,
+                survey=survey,
+                hours=hours,
+                reference_hours=reference_hours,
+                finetune_hours=finetune_hours,
+            )
+        )
     are_known = [_subject(one.config) in known for one, _ in surveyed]
     if all(are_known):
         return found, recorded_in
     return found, f"{recorded_in}, others {MEASURED}" if any(are_known) else MEASURED
 
 
-def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[dict[str, float], str]:
+def recorded_hours(storage: Path, spec: SweepSpec, *, metric: str = "device_hours") -> tuple[dict[str, float], str]:
     """Median device-hours of finished trials like those of `spec` in the same storage, and which they are.
 
     By network and data, each trial's own. Alike are trials of equal method, epochs and resources of a worker. Folders
@@ -59,7 +70,7 @@ def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[dict[str, float], st
     sweeps: list[str] = []
     wanted = {_subject(one.config) for one in combinations(spec)}
     for path in sorted(storage.glob("*/sweep.json")):
-        found = [(about, number) for about, number in _hours_in(path.parent, spec) if about in wanted]
+        found = [(about, number) for about, number in _hours_in(path.parent, spec, metric) if about in wanted]
         for about, number in found:
             hours.setdefault(about, []).append(number)
         sweeps += [path.parent.name] if found else []
@@ -71,7 +82,7 @@ def recorded_hours(storage: Path, spec: SweepSpec) -> tuple[dict[str, float], st
     return medians, f"from {count(num_trials, 'trial')} of {where}"
 
 
-def _hours_in(folder: Path, spec: SweepSpec) -> list[tuple[str, float]]:
+def _hours_in(folder: Path, spec: SweepSpec, metric: str) -> list[tuple[str, float]]:
     """Network and data, and device-hours, of each finished trial of a sweep whose trials are like those of `spec`."""
     store = SweepStore(folder)
     try:
@@ -84,7 +95,7 @@ def _hours_in(folder: Path, spec: SweepSpec) -> list[tuple[str, float]]:
         if _kind(stored) != _kind(spec):
             return []
         done = [trial for trial in store.trials() if trial.state == "done"]
-        found = [(_subject(stored.trial_config(t.settings)), t.metrics.get("device_hours", 0.0)) for t in done]
+        found = [(_subject(stored.trial_config(t.settings)), t.metrics.get(metric, 0.0)) for t in done]
     except (BitfrontError, OSError, ValueError, TypeError):
         return []
     return [(about, hours) for about, hours in found if hours > 0]

@@ -40,6 +40,8 @@ class Estimate:
     """Device-hours of a trial that runs to its end, its other settings in the middle of the space; above 0."""
     reference_hours: float
     """Device-hours of the full-precision reference; 0 where it is trained, or another combination's is the same."""
+    finetune_hours: float = 0.0
+    """Device-hours of a finetune alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +59,10 @@ class Plan:
     """Where they are known from."""
     reference_hours: float
     """Device-hours of all full-precision references that are not trained yet."""
+    random_hours: float
+    """Device-hours of the gallery's random policy; 0 where it has none."""
     device_hours: Span
-    """Of all trials and references."""
+    """Of all trials and references, and of the random policy."""
     wall_hours: Span
     limits: Mapping[str, str]
     """Those that are set, as they are written."""
@@ -119,7 +123,10 @@ def make_plan(
     untrained = sum(one.reference_hours > 0 for one in estimates)
     wall = _wall(spec, reference_hours, untrained, hours_per_trial=hours_per_trial, concurrency=concurrency)
     work = _work_if_stopped(spec)
-    device_hours = Span(*(reference_hours + trials * hours_per_trial for trials in (work, spec.trials)))
+    random_hours = _random_hours(spec, estimates)
+    besides = reference_hours + random_hours
+    device_hours = Span(*(besides + trials * hours_per_trial for trials in (work, spec.trials)))
+    after = random_hours / resources.workers + wall.start if random_hours else 0.0
     longest = wall.all(spec.trials)
     limits = _limits(spec, wall, estimates, hours_per_trial)
     warnings, problems = _judge(limits, spec, fitting=fitting, cpus=cpus, gpus=gpus)
@@ -130,14 +137,22 @@ def make_plan(
         hours_per_trial=hours_per_trial,
         hours_from=hours_from,
         reference_hours=reference_hours,
+        random_hours=random_hours,
         device_hours=device_hours,
-        wall_hours=Span(wall.stopped(spec.trials, work) if work < spec.trials else longest, longest),
+        wall_hours=Span((wall.stopped(spec.trials, work) if work < spec.trials else longest) + after, longest + after),
         limits={limit.setting: limit.text for limit in limits},
         trials_within_limits=min([spec.trials, *(limit.trials for limit in limits)]) if fitting else 0,
         warnings=tuple(warnings),
         problems=tuple(problems),
         launches=tuple(launches),
     )
+
+
+def _random_hours(spec: SweepSpec, estimates: Sequence[Estimate]) -> float:
+    """Of the gallery's random policy: a finetune on the combination of whichever trial is the knee."""
+    if not (spec.gallery.random and spec.gallery.images):
+        return 0.0
+    return sum(one.combination.share * one.finetune_hours for one in estimates)
 
 
 def trials_at_once(resources: ResourcesConfig, *, cpus: float, gpus: float) -> int:

@@ -42,6 +42,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "hours_per_trial": plan.hours_per_trial,
         "hours_from": plan.hours_from,
         "reference_hours": plan.reference_hours,
+        "random_policy_hours": plan.random_hours,
         "device_hours": plan.device_hours._asdict(),
         "wall_hours": plan.wall_hours._asdict(),
         "money": plan.money._asdict(),
@@ -105,6 +106,11 @@ def _cost_lines(plan: Plan) -> list[tuple[str, str]]:
         ("reference", reference),
         ("a trial", f"{', '.join(needs)}; about {duration(plan.hours_per_trial / workers)}, {plan.hours_from}"),
         ("at once", count(plan.concurrency, "trial")),
+        *(
+            [("random policy", f"one finetune, about {duration(plan.random_hours / workers)}")]
+            if plan.random_hours
+            else []
+        ),
         ("device-hours", "about " + _ends(plan.device_hours, lambda hours: f"{hours:.3g}")),
         ("wall time", "about " + _ends(plan.wall_hours, duration)),
     ]

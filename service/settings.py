@@ -198,6 +198,22 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GalleryConfig:
+    """What the sweep's page shows of where the networks look. Nothing that is searched or measured depends on it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    images: int = 8
+    """Validation images, spread over the classes; 0: no gallery."""
+    random: bool = True
+    """Whether, at the end of a finished sweep, a random policy of the knee's cost is finetuned to compare with."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.images <= 32:
+            raise ConfigError(f"gallery.images is {self.images}; give 1 to 32, or 0 for no gallery.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig:
     """Where sweeps are kept."""
 

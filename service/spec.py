@@ -19,6 +19,7 @@ from service.merge import read_sweep, reveal, stored_text
 from service.pareto import Constraint, Objective, check_objectives, parse_constraint
 from service.settings import (
     EarlyStoppingConfig,
+    GalleryConfig,
     LimitsConfig,
     PlainConfig,
     ResourcesConfig,
@@ -85,6 +86,7 @@ class SweepSpec:
     resources: ResourcesConfig
     limits: LimitsConfig
     schedule: ScheduleConfig
+    gallery: GalleryConfig
     storage: StorageConfig
     tracking: TrackingConfig
     text: str
@@ -110,6 +112,7 @@ class SweepSpec:
             evaluation=self.evaluation,
             budget=build(BudgetConfig, varied["budget"]),
             seed=self.seed,
+            images=self.gallery.images,
         )
 
     def names(self, place: str) -> tuple[str, ...]:
@@ -149,6 +152,8 @@ class SweepSpec:
         """What the results depend on, as JSON has it: equal for a default that is written out, or another name."""
         trial = self.trial_config(self.example_settings())
         content: dict[str, Any] = dataclasses.asdict(trial)
+        # What a page shows.
+        del content["images"]
         for place in VARIABLE:
             for key in list(content[place]):
                 domain = self.space.get(f"{place}.{key}")
@@ -215,6 +220,7 @@ SECTIONS: dict[str, type] = {
     "resources": ResourcesConfig,
     "limits": LimitsConfig,
     "schedule": ScheduleConfig,
+    "gallery": GalleryConfig,
     "storage": StorageConfig,
     "tracking": TrackingConfig,
 }

@@ -48,12 +48,22 @@ class SweepStopper(Stopper):  # type: ignore[misc]  # Ray is not typed
         self._hours += result.get("seconds", 0.0) * self._workers / 3600
         return False
 
+    @property
+    def running_s(self) -> float:
+        """What all runs of the sweep have taken."""
+        return self._before_s + time.monotonic() - self._began
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the limit of wall time; infinite without one."""
+        return self._wall_time - self.running_s
+
     def stop_all(self) -> bool:
         """Whether the whole sweep ends now."""
         if self.reason or time.monotonic() < self._next_check:
             return bool(self.reason)
         self._next_check = time.monotonic() + CHECK_EVERY_S
-        running_s = self._before_s + time.monotonic() - self._began
+        running_s = self.running_s
         if running_s - self._before_s >= self._next_note:
             self._next_note += NOTE_EVERY_S
             self._store.save_sweep(dataclasses.replace(self._store.sweep(), running_s=running_s))

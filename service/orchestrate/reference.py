@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 import traceback
 from typing import Any
 
@@ -43,7 +45,8 @@ def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, s
         if record is None or key not in known:
             record = _ensured(spec, config, store, science)
         progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision")
-        known[key] = dataclasses.asdict(record)
+        about = {"network": config.network.name, "data": dataclasses.asdict(config.data)}
+        known[key] = {**dataclasses.asdict(record), **about}
         store.save_sweep(dataclasses.replace(store.sweep(), references=known))
 
 
@@ -82,14 +85,21 @@ def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, sci
         needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         task = ray.remote(**needs, max_retries=spec.limits.retries)(make_reference)
         threads = resources.cpus_per_worker
-        made = task.remote(science, config, store=store.references, threads=threads, tell=_silent)
-    while not ray.wait([made], timeout=STOP_POLL_S)[0]:
-        if driver.stop_requested(store.folder):
-            ray.cancel(made, force=True)
-            raise StoppedError
-    found: ReferenceRecord = ray.get(made)
+        made = task.remote(science, config, store=store.references, threads=threads, tell=silent)
+    found: ReferenceRecord = awaited(made, store)
     return found
 
 
-def _silent(numbers: dict[str, Any]) -> None:
-    """Nobody listens to a reference's epochs."""
+def awaited(made: ray.ObjectRef[Any], store: SweepStore, *, seconds: float = math.inf) -> Any:
+    """What a task returns. Ends it and raises StoppedError on a request to stop, TimeoutError after so many seconds."""
+    last = time.monotonic() + seconds
+    while not ray.wait([made], timeout=STOP_POLL_S)[0]:
+        stopped = driver.stop_requested(store.folder)
+        if stopped or time.monotonic() > last:
+            ray.cancel(made, force=True)
+            raise StoppedError if stopped else TimeoutError
+    return ray.get(made)
+
+
+def silent(numbers: dict[str, Any]) -> None:
+    """Nobody listens to these epochs."""

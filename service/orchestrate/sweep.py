@@ -25,10 +25,12 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
 from dashboards.front import as_json, as_markdown
+from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
 from service.front import Front, find_front
 from service.mirror import BackgroundMirror, Tracker
+from service.orchestrate.baseline import baseline_is_due, make_baseline
 from service.orchestrate.cluster import connected
 from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper, end_after
@@ -92,21 +94,25 @@ def run_sweep(
                 # A driver may have been killed between the last result and telling the study.
                 StudySearcher(spec, store)
                 end = FINISHED
-            else:
+            if end != FINISHED or baseline_is_due(spec, store):
                 with (
                     connected(spec, address),
                     exported(store),
                     _stopped_by_sigterm(store),
                     progress_for(store) as progress,
                 ):
-                    prepare_references(spec, store, progress, science)
-                    mirror.poke()
                     stopper = SweepStopper(spec, store, before_s=before_s, began=began)
-                    end = _run_trials(spec, store, progress, mirror, science, stopper)
+                    if end != FINISHED:
+                        prepare_references(spec, store, progress, science)
+                        mirror.poke()
+                        end = _run_trials(spec, store, progress, mirror, science, stopper)
+                    if end == FINISHED:
+                        _compare_knee(spec, store, progress, science, stopper)
         except StoppedError:
             end = STOPPED
         except Exception as error:
-            end = f"error: {first_line(error)}"
+            # What goes wrong after the last trial does not undo it.
+            end = end if end == FINISHED else f"error: {first_line(error)}"
             raise
         finally:
             _close(store, end, running_s=before_s + time.monotonic() - began)
@@ -118,6 +124,19 @@ def run_sweep(
 def _is_finished(spec: SweepSpec, store: SweepStore) -> bool:
     records = store.trials()
     return len(records) >= spec.trials and all(record.final for record in records)
+
+
+def _compare_knee(
+    spec: SweepSpec, store: SweepStore, progress: Progress, science: Science, stopper: SweepStopper
+) -> None:
+    """Finetunes a random policy beside the knee, if the sweep wants one that it has not.
+
+    Whatever comes of that, and should this driver be killed meanwhile: the sweep has ended well, and says so before.
+    """
+    if baseline_is_due(spec, store):
+        _note_end(store, FINISHED, running_s=stopper.running_s)
+        publish(store, page=True)
+        make_baseline(spec, store, progress, science, seconds=stopper.seconds_left)
 
 
 @contextmanager
@@ -138,8 +157,12 @@ def _close(store: SweepStore, end: str, *, running_s: float) -> None:
     """The driver is gone now, and says so; trials that it cut off wait for the next."""
     for trial in store.trials():
         store.interrupt_trial(trial.trial_id)
-    store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms(), end=end, running_s=running_s))
+    _note_end(store, end, running_s=running_s)
     store.log(f"closed: {end}")
+
+
+def _note_end(store: SweepStore, end: str, *, running_s: float) -> None:
+    store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms(), end=end, running_s=running_s))
 
 
 def _run_trials(
@@ -214,9 +237,11 @@ def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Sc
     begun = store.start_trial(config["trial_id"], now_ms=now_ms())
     timer = end_after(store, begun, spec.limits.trial_time)
     try:
+        config_of_trial = spec.trial_config(begun.settings)
+        begun = dataclasses.replace(begun, reference=config_of_trial.reference_key)
         job = TrialJob(
             begun=begun,
-            config=spec.trial_config(begun.settings),
+            config=config_of_trial,
             sweep_folder=folder,
             threads=spec.resources.cpus_per_worker,
             science=science,
@@ -283,5 +308,7 @@ def publish(store: SweepStore, *, page: bool) -> Front:
     write_json(store.folder / "front.json", as_json(sweep, found))
     write_text(store.folder / "front.md", as_markdown(sweep, found))
     if page:
-        write_text(store.folder / "front.html", sweep_page(read_view(store)))
+        view = read_view(store)
+        draw_front(view, store.folder / "front.png")
+        write_text(store.folder / "front.html", sweep_page(view))
     return found

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service.baseline import Baseline
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import (
+    FinetuneJob,
     Science,
     SupersededError,
     Tell,
     TrialJob,
+    finetune_policy,
     make_reference,
     run_trial,
     settle_failure,
@@ -82,6 +85,16 @@ def make_reference_on_workers(
     if record is None:
         raise RuntimeError("the workers ended without a reference")
     return record
+
+
+def finetune_policy_on_workers(job: FinetuneJob, spec: SweepSpec, *, scratch: Path) -> None:
+    """Finetunes a policy on as many workers as a trial has."""
+
+    def work(tell: Tell, rank: int) -> None:
+        if Baseline.find(job.sweep_folder) is None:
+            finetune_policy(job, rank=rank, tell=tell)
+
+    _fit(work, spec, name=f"random-{uuid.uuid4().hex[:8]}", scratch=scratch, callbacks=[])
 
 
 def _fit(

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from service.baseline import Baseline, attribution_of, checkpoint_of
 from service.orchestrate.failures import failure_of
 from service.records import SweepStore, TrialRecord
-from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
+from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
+from trainables.policy import BitPolicy
+from trainables.samples import ATTRIBUTION_FILE
 
 Tell = Callable[[dict[str, Any]], None]
 """Passes a worker's numbers on to Ray; called the same number of times on every worker."""
@@ -27,6 +30,11 @@ class Science(Protocol):
     def run_trial(
         self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
     ) -> TrialResult: ...
+    def finetune(
+        self, config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+    ) -> FinetuneResult:
+        """Only asked for where the sweep has `gallery.random`."""
+        ...
 
 
 class SupersededError(Exception):
@@ -125,7 +133,44 @@ def _save_policy(store: SweepStore, trial_id: str, result: TrialResult) -> None:
 
     store.save_policy(trial_id, result.record)
     store.save_choices(trial_id, result.choices)
+    if result.samples:
+        result.samples.save(store.trial_folder(trial_id) / ATTRIBUTION_FILE)
     draw_bits(result.record, store.trial_folder(trial_id) / "bits.png")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneJob:
+    """Everything a worker needs to finetune a sweep's random policy."""
+
+    baseline: Baseline
+    """What is known of it already."""
+    policy: BitPolicy
+    config: TrialConfig
+    sweep_folder: Path
+    threads: int
+    """As of a trial."""
+    science: Science
+
+
+def finetune_policy(job: FinetuneJob, *, rank: int, tell: Tell) -> None:
+    """Finetunes and measures a policy; rank 0 writes maps and, last, the record. One that diverges has no numbers."""
+    use_threads(job.threads)
+    store = SweepStore(job.sweep_folder)
+
+    def report(epoch: EpochReport) -> None:
+        tell(_numbers(epoch))
+
+    checkpoint = checkpoint_of(job.sweep_folder)
+    try:
+        found = job.science.finetune(job.config, job.policy, report, store=store.references, checkpoint=checkpoint)
+    except DivergedError as error:
+        done = dataclasses.replace(job.baseline, error=f"diverged: {error}")
+    else:
+        done = dataclasses.replace(job.baseline, metrics=found.metrics)
+        if rank == 0 and found.samples:
+            found.samples.save(attribution_of(job.sweep_folder))
+    if rank == 0:
+        done.save(job.sweep_folder)
 
 
 def make_reference(science: Science, config: TrialConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:

@@ -1,0 +1,128 @@
+"""A finished sweep's random policy: drawn at the knee's cost, finetuned on Ray as a trial is, kept beside the trials.
+
+Whatever goes wrong here is a line in the sweep's log: the sweep itself has ended well before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import traceback
+
+import ray
+
+from service.baseline import Baseline, baseline_folder, policy_of
+from service.front import find_front
+from service.orchestrate.failures import unwrapped
+from service.orchestrate.reference import StoppedError, awaited, silent
+from service.orchestrate.worker import FinetuneJob, Science, finetune_policy
+from service.progress import Progress
+from service.records import SweepStore, TrialRecord, write_text
+from service.settings import parse_duration
+from service.spec import SweepSpec
+from service.standing import clock
+from service.sweeps import TRAIN_FOLDER
+from trainables import api
+from trainables.errors import BitfrontError, ConfigError
+from trainables.policy_file import PolicyRecord, all_costs
+
+
+def baseline_is_due(spec: SweepSpec, store: SweepStore) -> bool:
+    """Whether the sweep wants a random policy that it does not have, or has of another knee."""
+    knee = find_front(store.trials(), store.sweep()).knee
+    if knee is None or not (spec.gallery.random and spec.gallery.images):
+        return False
+    kept = Baseline.find(store.folder)
+    return kept is None or not kept.is_of(knee.trial_id, knee.policy_hash, spec.seed)
+
+
+def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science, *, seconds: float) -> None:
+    """Draws and finetunes the random policy of the knee, in at most so many seconds. Raises nothing."""
+    knee = find_front(store.trials(), store.sweep()).knee
+    assert knee is not None  # it is not due without one
+    again = f"`bitfront resume {store.folder.name}` makes it"
+    wanted = Baseline(knee=knee.trial_id, knee_policy=knee.policy_hash, seed=spec.seed)
+    progress.note(f"random policy of {knee.trial_id}'s cost: finetuning, to compare attribution with …")
+    try:
+        told = _described(_made(spec, store, knee, wanted, science, seconds=seconds))
+    except StoppedError:
+        told = f"stopped on request; {again}"
+    except TimeoutError:
+        told = f"no time left within the sweep's limits; {again}"
+    except Exception as error:
+        told = _reason(store, wanted, unwrapped(error), again)
+    progress.note(f"random policy: {told}")
+
+
+def _reason(store: SweepStore, wanted: Baseline, error: BaseException, again: str) -> str:
+    """What the user is told; what another attempt would not mend is the record, the traceback of all else is kept."""
+    with contextlib.suppress(OSError, BitfrontError):
+        if isinstance(error, ConfigError):
+            dataclasses.replace(wanted, error=str(error)).save(store.folder)
+            return f"none: {error}"
+        if not isinstance(error, BitfrontError):
+            write_text(store.folder / "random-error.txt", "".join(traceback.format_exception(error)))
+    lines = str(error).strip().splitlines() or [""]
+    return f"failed: {type(error).__name__}: {lines[-1][:300]}; {again}"
+
+
+def _described(found: Baseline) -> str:
+    if found.error:
+        return found.error
+    metrics, seconds = found.metrics, 3600 * found.metrics["device_hours"]
+    return (
+        f"top-1 {metrics['top1']:.2f} %, {metrics['bops_g']:.4g} G BOPs, ARD {metrics['ard']:.3f}; finetuned in "
+        f"{clock(seconds)} of device time"
+    )
+
+
+def _made(
+    spec: SweepSpec, store: SweepStore, knee: TrialRecord, wanted: Baseline, science: Science, *, seconds: float
+) -> Baseline:
+    policy = _drawn(spec, store, knee)
+    job = FinetuneJob(
+        baseline=dataclasses.replace(wanted, policy_hash=policy.policy.hash),
+        policy=policy.policy,
+        config=spec.trial_config(knee.settings),
+        sweep_folder=store.folder,
+        threads=spec.resources.cpus_per_worker,
+        science=science,
+    )
+    resources = spec.resources
+    if resources.launch_resolved == "train":
+        from service.orchestrate.train import finetune_policy_on_workers
+
+        task = ray.remote(num_cpus=0, max_retries=spec.limits.retries)(finetune_policy_on_workers)
+        made = task.remote(job, spec, scratch=store.folder / TRAIN_FOLDER)
+    else:
+        needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
+        made = ray.remote(**needs, max_retries=spec.limits.retries)(finetune_policy).remote(job, rank=0, tell=silent)
+    awaited(made, store, seconds=min(seconds, parse_duration(spec.limits.trial_time) or seconds))
+    found = Baseline.find(store.folder)
+    if found is None:
+        raise RuntimeError("the workers ended without a record")
+    return found
+
+
+def _drawn(spec: SweepSpec, store: SweepStore, knee: TrialRecord) -> PolicyRecord:
+    """The policy, with its file written; what was begun of it before is left there, all of another one removed."""
+    of_knee = store.policy(knee.trial_id)
+    if of_knee.work is None:
+        raise ConfigError(f"{knee.trial_id}'s policy file does not say what its layers do.")
+    bops_g = of_knee.costs["bops_g"]
+    choices = store.choices(knee.trial_id)
+    (policy,) = api.random_policies(choices, of_knee.work, bops_g=bops_g, count=1, seed=spec.seed)
+    record = dataclasses.replace(
+        of_knee,
+        policy=policy,
+        method="random",
+        settings={"bops_g": bops_g, "seed": spec.seed, "knee": knee.trial_id, "knee_policy": knee.policy_hash},
+        costs=all_costs(policy, of_knee.work),
+    )
+    folder, path = baseline_folder(store.folder), policy_of(store.folder)
+    if not path.exists() or path.read_text() != record.to_json():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_text(path, record.to_json())
+    return record
