@@ -51,6 +51,11 @@ VERSIONS_TAG = "mlflow.modelVersions"
 FLAVOUR = "bitfront"
 """The key of the MLmodel file under which `policy` names the policy file."""
 MODEL_TYPE = "bitfront-policy"
+LABELS = {name: metric.label for name, metric in METRICS.items()} | {
+    "full_bops_g": "BOPs in full precision (G)",
+    "float_mb": "weights that stay float (MB)",
+}
+"""Costs as people read them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,7 +308,7 @@ class Registry:
         """What the policy reaches, what it costs and who found it: Markdown, with links to the runs in MLflow's UI."""
         record = self.store.policy(trial.trial_id)
         best = max(found["top1"] for found in found_by.values())
-        costs = [(METRICS[name].label if name in METRICS else name, value) for name, value in record.costs.items()]
+        costs = [(LABELS.get(name, name), value) for name, value in record.costs.items()]
         rows = [
             f"| [{key}](#/experiments/{found['run'].replace('/', '/runs/')}) "
             f"| {found['top1']:.2f} | {found['ard']:.3f} | {found['place']} |"

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 
 from service.front import find_front
 from service.hypervolume import Box
-from service.orchestrate.gauges import BOX_TRIALS, EXPORTED, Sampler, hypervolume
+from service.orchestrate.gauges import BOX_TRIALS, EXPORTED, Sampler, exported, hypervolume
 from service.records import SweepRecord, SweepStore
+from trainables.errors import StorageError
 from trainables.report import EpochReport
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +119,29 @@ def test_names_are_those_that_prometheus_asks_for() -> None:
         assert metric.name.startswith("bitfront_sweep_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert not metric.name.endswith(("_hours", "_percent", "_ms"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_storage_that_cannot_be_read_holds_up_nothing_and_is_told_once(
+    store: SweepStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    with exported(store):
+        time.sleep(0.3)
+        (store.folder / "sweep.json").rename(store.folder / "elsewhere.json")
+    assert time.monotonic() - began < 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the sweep's metrics are behind" in caplog.text
+    with exported(store):
+        pass
+    assert "the sweep has no metrics" in caplog.text
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_error_of_the_sweep_itself_passes_through(store: SweepStore) -> None:
+    with pytest.raises(StorageError, match="mine"), exported(store):
+        raise StorageError("mine")
+    assert not [thread for thread in threading.enumerate() if thread.name == "bitfront-gauges"]
 
 
 SCRAPED = """

@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 
+from service import driver
 from service.cli import main
 from service.mirror import Tracker
 from service.records import SweepRecord, SweepStore
@@ -245,6 +246,21 @@ def test_a_sweep_without_a_front_says_so(storage: Path, work: CostModel) -> None
         SweepStore.create(storage, sweep, spec_text=SPEC.format(name="none")), work, 0, bits=2, top1=0.0, state="failed"
     )
     assert "none has no front: no trial is done within the constraints" in invoke("register", "none", status=2)
+
+
+def test_a_policy_beyond_the_constraints_is_told_as_such(storage: Path) -> None:
+    store = SweepStore(storage / "s")
+    store.save_sweep(replace(store.sweep(), constraints=("top1 >= 65",)))
+    assert "t0005 is beyond the constraints; it is registered because" in invoke("register", "s", "--trial", "5")
+
+
+def test_while_its_driver_lives_the_driver_alone_keeps_the_record(storage: Path) -> None:
+    with driver.hold(storage / "s"):
+        message = invoke("register", "s", status=2)
+        assert "s is running, and its driver has not recorded t0001 at" in message
+        assert client_of(storage).get_experiment_by_name("bitfront") is None
+        Tracker(SweepStore(storage / "s"), uri=resolve_uri("", storage), experiment="bitfront").sync(alive=True)
+        assert "models:/s/1" in invoke("register", "s")
 
 
 def test_after_the_runs_were_rebuilt_registering_again_leads_to_the_new_ones(storage: Path) -> None:
