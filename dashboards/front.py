@@ -221,7 +221,7 @@ def joint_as_json(views: Sequence[SweepView], found: Comparison) -> dict[str, An
                 "constraints": list(view.sweep.constraints),
                 "front": [trial.trial_id for trial in members],
                 "hypervolume": volume,
-                "device_hours": sum(view.hours.values()),
+                "device_hours": sum(view.hours.values(), 0.0),
             }
             for label, view, members, volume in zip(found.labels, views, found.fronts, found.hypervolumes, strict=True)
         ],

@@ -94,8 +94,8 @@ def test_a_logarithmic_range_is_as_good_as_a_linear_one() -> None:
 
 
 def test_a_conditional_setting_counts_among_the_trials_that_have_it() -> None:
-    # A quarter of the trials have `weight_lr`, where it makes a term of variance 36/12 = 3: 3/4 of the whole, as much as
-    # the term of `eta`, 9/12. `start` itself makes no difference to the mean, and `weight_decay` none at all.
+    # A quarter of the trials have `weight_lr`, where it makes a term of variance 36/12 = 3: 3/4 of the whole, as the
+    # term of `eta` has, 9/12. `start` itself makes no difference to the mean, and `weight_decay` none at all.
     draw = random.Random(5)
     settings: list[dict[str, Any]] = []
     for _ in range(600):
