@@ -46,6 +46,7 @@ space: {{method.zeta: {{loguniform: [0.05, 2.0]}}, method.eta: {{uniform: [0.0, 
 sampler: {{name: {sampler}}}
 trials: {trials}
 resources: {{concurrency: 2}}
+gallery: {{images: 0}}
 storage: {{path: {storage}}}
 """
 

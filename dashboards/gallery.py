@@ -158,7 +158,7 @@ def _group_html(group: _Group, place: int, groups: Sequence[_Group]) -> str:
 
 
 def _how_to_read(group: _Group) -> str:
-    pixels = round(group.policies[0].metrics["attribution_pixels"])
+    pixels = round(group.policies[0].metrics.get("attribution_pixels", group.images.maps[0].size))
     return (
         "Read a column from top to bottom: the image, then where each network looks for its class, every pixel of the "
         "attribution map coloured by its rank; a policy keeps rank consistency where it repeats the pattern of full "

@@ -87,6 +87,20 @@ def test_hours_and_money_are_those_of_the_trials_and_the_reference(tmp_path: Pat
     assert trained.wall_hours.high == pytest.approx(3 * (1.0 + start))
 
 
+def test_the_random_policy_takes_a_finetune_unless_there_is_no_gallery(tmp_path: Path) -> None:
+    for more, hours in (("", 0.5), ("gallery: {random: false}\n", 0.0), ("gallery: {images: 0}\n", 0.0)):
+        spec = spec_of(tmp_path, more)
+        (one,) = combinations(spec)
+        estimate = Estimate(combination=one, survey=SURVEY, hours=2.0, reference_hours=0.0, finetune_hours=0.5)
+        plan = make_plan(spec, [estimate], cpus=8, gpus=0, hours_from="measured on one step here")
+        assert plan.device_hours == Span(24.0 + hours, 24.0 + hours)
+        start = 2.5 / 3600
+        after = hours + start if hours else 0.0
+        assert plan.wall_hours.low == plan.wall_hours.high == pytest.approx(12 * (2.0 + start) + after)
+        assert ("random policy  one finetune, about 30 min" in as_text(plan)) == bool(hours)
+        assert as_json(plan)["random_policy_hours"] == hours
+
+
 def test_early_stopping_gives_a_range_from_all_stopped_to_none(tmp_path: Path) -> None:
     """Ten epochs, of which a stopped trial has two; the first trial to come is never stopped."""
     plan = plan_of(spec_of(tmp_path, "early_stopping: {name: successive-halving, min_epochs: 2}\n"), reference=1.0)

@@ -79,6 +79,7 @@ def test_the_identity_is_of_what_results_depend_on(load: Load) -> None:
         ("name: good", "name: other\nowner: ann\ntags: {a: b}\ndescription: x"),
         ("trials: 8", "trials: 8\nresources: {concurrency: 3, launch: process, price_per_device_hour: 2.0}"),
         ("trials: 8", "trials: 8\nlimits: {wall_time: 2h}\nschedule: {cron: 0 2 * * *}\nstorage: {path: there}"),
+        ("trials: 8", "trials: 8\ngallery: {images: 3, random: false}"),
         ("eta: 1.0", "eta: 1\n  epochs: 25"),
         ("choice: [12, 24]", "grid: [12.0, 24]"),
         ("{method.capacity: 24}", "{method.capacity: [24.0]}"),
