@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+from dashboards import gallery
 from dashboards.page_compare import compare_page
 from dashboards.page_shell import Figure, Section, document, with_links
 from dashboards.plots_bits import bits_section
@@ -15,6 +16,13 @@ from dashboards.trial_data import columns, done_trials
 from service.view import SweepView
 
 __all__ = ["compare_page", "sweep_page", "with_links"]
+
+NO_GALLERY = Section(
+    key="gallery",
+    title="Where the networks look",
+    intro="No attribution maps of the front's policies are recorded: there are no pictures.",
+    body="",
+)
 
 
 def sweep_page(view: SweepView) -> str:
@@ -28,6 +36,7 @@ def sweep_page(view: SweepView) -> str:
         section, drawn = section_of(view)
         sections.append(section)
         figures |= drawn
+    sections.append(gallery.section(view) or NO_GALLERY)
     content = {
         "trials": columns(trials),
         "front": front_content(view.found, view.sweep, trials) if trials else None,

@@ -185,7 +185,7 @@ def short_texts(texts: Sequence[str]) -> list[str]:
     """Texts of at most LABEL_LENGTH characters, or whole where two would become one."""
     half = LABEL_LENGTH // 2
     cut = [text if len(text) <= LABEL_LENGTH else f"{text[: half - 1]}…{text[-half:]}" for text in texts]
-    return [_written(whole if cut.count(one) > 1 else one) for one, whole in zip(cut, texts, strict=True)]
+    return [whole if cut.count(one) > 1 else one for one, whole in zip(cut, texts, strict=True)]
 
 
 def _written(text: str) -> str:

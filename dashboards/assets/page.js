@@ -164,6 +164,14 @@ function startTheme() {
   showTheme();
 }
 
+// Names of axes have less room on paper.
+builders.space = () => {
+  const { data: [trace], layout } = content.figures.space;
+  if (!isPrinting) return { data: [trace], layout };
+  const small = { labelangle: -20, labelfont: { ...trace.labelfont, size: 9 }, tickfont: { ...trace.tickfont, size: 8 } };
+  return { data: [{ ...trace, ...small }], layout: { ...layout, margin: { ...layout.margin, t: 70, r: 90 } } };
+};
+
 // Printing: light, everything drawn, as wide as the paper
 
 const PRINTED_WIDTH = 680;
@@ -187,6 +195,21 @@ function startPrinting() {
   });
   // A page that is printed at once still has its figures.
   (window.requestIdleCallback ?? setTimeout)(() => unpackPlotly().catch(() => {}));
+}
+
+// Navigation: in a sandboxed frame of a blob's address the browser refuses to follow a link to a place in the page.
+
+function startNavigation() {
+  for (const link of document.querySelectorAll('a[href^="#"]')) {
+    link.addEventListener("click", (event) => {
+      const section = document.getElementById(link.getAttribute("href").slice(1));
+      if (!section) return;
+      event.preventDefault();
+      section.setAttribute("tabindex", "-1");
+      section.focus({ preventScroll: true });
+      section.scrollIntoView();
+    });
+  }
 }
 
 // Tables

@@ -126,6 +126,7 @@ const KINDS = {
 
 function colouring(group, place) {
   if (group.colour) return { color: group.colour };
+  if (group.kind === "beyond") return { color: "$faint" };
   const values = trials.metrics[chosen.colour];
   const seen = values.filter((value) => value !== null);
   const isNarrow = place.clientWidth < 640;

@@ -1,5 +1,6 @@
 
 startTheme();
+startNavigation();
 startTables();
 startRuns();
 startFront();

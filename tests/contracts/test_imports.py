@@ -23,7 +23,7 @@ def loaded_by(module: str) -> set[str]:
     "module",
     ["service.cli", "service.cli_records", "service.cli_policy", "service.cli_fronts",
      "service.selection", "service.comparison", "service.growth", "service.importance", "service.spend",
-     "dashboards.comparison",
+     "dashboards.comparison", "dashboards.page",
      "service.cli_registry", "service.registry",
      "service.registrable", "service.registered_policy", "service.sweeps", "service.standing", "service.plan",
      "service.schema", "service.halving", "trainables.survey_report", "service.spec", "service.preflight",

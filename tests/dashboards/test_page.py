@@ -87,7 +87,7 @@ def test_pages_are_well_formed_and_load_nothing(view_of: MakeView) -> None:
 
 def test_every_section_is_there_and_says_why_where_it_has_nothing_to_show(view_of: MakeView) -> None:
     page = sweep_page(view_of(num_trials=0, total_trials=3))
-    keys = ["front", "hypervolume", "space", "importance", "bits", "ard", "spend"]
+    keys = ["front", "hypervolume", "space", "importance", "bits", "ard", "spend", "gallery"]
     for key in keys:
         assert f'<section id="{key}"' in page
         assert f'<a href="#{key}">' in page
