@@ -3,18 +3,21 @@
     python benchmarks/recording.py [TRIALS] [TRIALS OVER A SERVER]
 
 Replays finished trials from a sweep's storage: 14 epochs of 9 metrics, 17 results, 4 settings, a policy and a picture
-each. Both ways record the same trials of the same storage, taking turns in blocks of a hundred, once into SQLite and
-once over a local `mlflow server`; printed are ms per trial and the ratio. Then what one sync costs when nothing, or one
-trial, is new, and how many requests it takes.
+each. Both ways record trials of the same storage, taking turns, into SQLite (blocks of a hundred trials) and over a
+local `mlflow server` (blocks of ten); printed are medians per trial, wall and CPU time, the server's included, and the
+ratios. Then what one sync costs when nothing, or one trial, is new, and how many requests it takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -40,7 +43,6 @@ from trainables.api import EpochReport
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
-BLOCK = 100
 EPOCHS = 14
 REFERENCE = {"key": "r", "top1": 99.0, "device_hours": 0.1, "data_fingerprint": "0" * 64, "data": {"name": "digits"}}
 
@@ -113,25 +115,63 @@ def log_each_value(client: MlflowClient, experiment: str, replay: Replay, trial:
     client.set_terminated(run_id, "FINISHED", end_time=trial.ended_ms)
 
 
-def compare(folder: Path, uri: str, *, trials: int, each: int) -> tuple[float, float, Tracker, Replay]:
-    """ms per trial, batched and value by value; of each block `each` trials are also recorded value by value."""
+@dataclasses.dataclass(slots=True)
+class Spent:
+    """Time of one way of recording, ms per trial: medians over what was timed."""
+
+    wall: list[float] = dataclasses.field(default_factory=list)
+    cpu: list[float] = dataclasses.field(default_factory=list)
+
+    @contextmanager
+    def timed(self, trials: int, session: int) -> Iterator[None]:
+        """Adds what happens within, of so many trials; CPU time of this process and of the server's `session`."""
+        began, busy = time.perf_counter(), time.process_time() + cpu_s(session)
+        yield
+        self.wall.append(1000 * (time.perf_counter() - began) / trials)
+        self.cpu.append(1000 * (time.process_time() + cpu_s(session) - busy) / trials)
+
+    def __str__(self) -> str:
+        return f"{statistics.median(self.wall):.0f} | {statistics.median(self.cpu):.0f}"
+
+
+def cpu_s(session: int) -> float:
+    """CPU time of all processes of a session; 0 is none."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat") if session else ():
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            # Fields 6, 14 and 15 of proc(5); the first two are before the bracket.
+            ticks += int(fields[11]) + int(fields[12]) if int(fields[3]) == session else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def compare(
+    folder: Path, uri: str, *, trials: int, block: int, each: int, session: int = 0
+) -> tuple[Spent, Spent, Tracker, Replay]:
+    """Batched and value by value; of each block `each` trials are also recorded value by value."""
     replay = Replay(folder, trials=trials)
     tracker = Tracker(replay.store, uri=uri, experiment="batched")
     tracker.sync()
     client = connect(uri)
-    experiment = client.create_experiment("values", artifact_location=(folder / "values").as_uri())
-    batched, values = 0.0, []
-    for start in range(0, trials, BLOCK):
-        block = [replay.finish(number) for number in range(start, min(start + BLOCK, trials))]
+    location = (folder / "values").as_uri() if uri.startswith("sqlite:") else None
+    experiment = client.create_experiment("values", artifact_location=location)
+    batched, values = Spent(), Spent()
+    for start in range(0, trials, block):
+        some = [replay.finish(number) for number in range(start, min(start + block, trials))]
         replay.publish()
-        began = time.perf_counter()
-        tracker.sync()
-        batched += time.perf_counter() - began
-        for trial in block[:each]:
-            began = time.perf_counter()
-            log_each_value(client, experiment, replay, trial)
-            values.append(time.perf_counter() - began)
-    return 1000 * batched / trials, 1000 * statistics.mean(values), tracker, replay
+        with batched.timed(len(some), session):
+            tracker.sync()
+        for trial in some[:each]:
+            with values.timed(1, session):
+                log_each_value(client, experiment, replay, trial)
+    return batched, values, tracker, replay
+
+
+def row(record: str, trials: int, batched: Spent, values: Spent) -> None:
+    """A row of the table: ms of both ways and the ratios."""
+    wall = statistics.median(values.wall) / statistics.median(batched.wall)
+    cpu = statistics.median(values.cpu) / statistics.median(batched.cpu)
+    print(f"| {record} | {trials} | {batched} | {values} | {wall:.1f} | {cpu:.1f} |", flush=True)
 
 
 @contextmanager
@@ -169,7 +209,7 @@ def counted(client: Any) -> Iterator[list[str]]:
 def sync_costs(tracker: Tracker, replay: Replay, *, alive: bool = True) -> None:
     """Rows: what single syncs cost beside the trials that are recorded already."""
 
-    def row(what: str, one: Tracker) -> None:
+    def told(what: str, one: Tracker) -> None:
         with counted(connect(one.uri)) as calls:
             began = time.perf_counter()
             one.sync(alive=alive)
@@ -177,7 +217,7 @@ def sync_costs(tracker: Tracker, replay: Replay, *, alive: bool = True) -> None:
         print(f"| {what} | {1000 * seconds:.0f} | {len(calls)} |", flush=True)
 
     number = len(replay.store.trials())
-    row("nothing new, the same process", tracker)
+    told("nothing new, the same process", tracker)
     spent = []
     for extra in range(5):
         replay.finish(number + extra)
@@ -189,13 +229,13 @@ def sync_costs(tracker: Tracker, replay: Replay, *, alive: bool = True) -> None:
     seconds, requests = sorted(spent)[len(spent) // 2]
     print(f"| one new trial, median of {len(spent)} | {1000 * seconds:.0f} | {requests} |")
     tracker._refresh_at = -math.inf
-    row("all ranks and the note, after these", tracker)
-    row("nothing new, another process", Tracker(replay.store, uri=tracker.uri, experiment="batched"))
+    told("all ranks and the note, after these", tracker)
+    told("nothing new, another process", Tracker(replay.store, uri=tracker.uri, experiment="batched"))
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """A real `mlflow server` on this machine that keeps artifacts itself."""
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """A real `mlflow server` on this machine that keeps artifacts itself: its address and its session."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -207,7 +247,8 @@ def server(folder: Path) -> Iterator[str]:
     ]
     arguments += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *arguments], stdout=log, stderr=log)
+        command = [sys.executable, "-m", "mlflow", "server", *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(240):
                 try:
@@ -215,10 +256,10 @@ def server(folder: Path) -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
-            process.terminate()
-            process.wait(30)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def main() -> None:
@@ -227,14 +268,14 @@ def main() -> None:
     trials, remote = [*given, *(1000, 100)[len(given) :]]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        print("| record | trials | batched, ms per trial | a request for each value, ms per trial | ratio |")
-        print("|---|---|---|---|---|")
+        print("| record | trials | batched, ms | CPU ms | each value, ms | CPU ms | ratio | ratio of CPU |")
+        print("|---|---|---|---|---|---|---|---|")
         uri = f"sqlite:///{root / 'mlflow.db'}"
-        batched, values, tracker, replay = compare(root / "here", uri, trials=trials, each=5)
-        print(f"| SQLite | {trials} | {batched:.1f} | {values:.0f} | {values / batched:.0f} |", flush=True)
-        with server(root) as address:
-            over, single, *_ = compare(root / "there", address, trials=remote, each=5)
-        print(f"| server | {remote} | {over:.1f} | {single:.0f} | {single / over:.0f} |", flush=True)
+        *both, tracker, replay = compare(root / "here", uri, trials=trials, block=100, each=3)
+        row("SQLite", trials, *both)
+        with server(root) as (address, session):
+            *both, _, _ = compare(root / "there", address, trials=remote, block=10, each=1, session=session)
+        row("server", remote, *both)
         print(f"\n| one sync at {trials} trials, SQLite | ms | requests |\n|---|---|---|")
         sync_costs(tracker, replay)
 

@@ -19,7 +19,7 @@ def draw_front(view: SweepView, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = view.found
-    figure = Figure(figsize=(5.8, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shades = [trial.metrics["ard"] for trial in found.done]
@@ -55,4 +55,4 @@ def draw_front(view: SweepView, path: Path) -> None:
     axes.set_title(
         f"{view.sweep.name}: {len(members)} of {len(found.done)} policies on the front", fontsize=10, loc="left"
     )
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=100, format="png")

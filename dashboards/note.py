@@ -35,11 +35,11 @@ def as_note(
     Args:
         device_hours: of all ended trials.
         links: by trial, the address of its run within MLflow's pages.
-        pictures: addresses by caption; the first one stands above the table, the others below.
+        pictures: addresses by caption.
     """
-    above, *below = [*(f"![{caption}]({address})" for caption, address in pictures.items()), *[""] * 2][:3]
-    before = [*_summary(sweep, found, links), *_facts(sweep, found, device_hours), above]
-    after = [*below, *_where(sweep)]
+    drawn = [f"![{caption}]({address})" for caption, address in pictures.items()]
+    before = [*_summary(sweep, found, links), *_facts(sweep, found, device_hours), *drawn[:1]]
+    after = [*drawn[1:], *_where(sweep)]
     # The table takes what room is left, and is never cut within a row.
     for count in range(min(len(found.members), MAX_ROWS), -1, -1):
         text = "\n\n".join(part for part in (*before, *_table(found, links, count), *after) if part) + "\n"
@@ -141,5 +141,5 @@ def _where(sweep: SweepRecord) -> list[str]:
         "the sweep's storage is the same one, whose points open their runs.",
         f"**The front's runs**: search the experiment for `tags.\"bitfront.front\" = 'true' and "
         f'tags."bitfront.sweep_name" = \'{sweep.name}\'`; `tags."bitfront.rank"` is 1 for them, 2 for the front of '
-        "the rest, and so on.",
+        "the rest, and so on. MLflow folds the runs under their sweep: tick *Expand rows*.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from service.tracking import server_address
 ALWAYS = ("front.json", "front.md")
 AT_THE_END = ("front.png", "front.html")
 """Written when a sweep is closed; what lies there before is of an earlier time."""
+WIDEST = 900
+"""Pixels of a picture in the note: MLflow does not scale it, and a wider one pushes its neighbours off the page."""
 END_STATUS = {"finished": "FINISHED", "error": "FAILED"}
 
 
@@ -106,8 +109,10 @@ class ParentRun:
         if "front.png" in self._sent:
             pictures["top-1 against BOPs"] = _artifact(self.run.run_id, "front.png")
         knee = found.knee
-        if knee and knee.trial_id in links and (self._store.trial_folder(knee.trial_id) / "bits.png").exists():
-            pictures["bits of the knee"] = _artifact(links[knee.trial_id].rpartition("/")[2], "bits.png")
+        if knee and knee.trial_id in links:
+            width = _png_width(self._store.trial_folder(knee.trial_id) / "bits.png")
+            if 0 < width <= WIDEST:
+                pictures["bits of the knee"] = _artifact(links[knee.trial_id].rpartition("/")[2], "bits.png")
         return pictures
 
     def _set_status(self, sweep: SweepRecord, ended: Sequence[tuple[TrialRecord, float]], alive: bool) -> None:
@@ -123,6 +128,13 @@ class ParentRun:
 
 def _when(one: tuple[TrialRecord, float]) -> tuple[int, int]:
     return one[0].ended_ms, one[0].number
+
+
+def _png_width(path: Path) -> int:
+    """Pixels; 0 where there is no picture."""
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
+        # The header's first number, behind signature, length and name (PNG specification, 11.2.1).
+        return int.from_bytes(file.read(24)[16:20], "big")
 
 
 def _artifact(run_id: str, path: str) -> str:

@@ -20,8 +20,8 @@ ERROR_TAG, FAILURE_TAG = "bitfront.error", "bitfront.failure"
 EPOCHS_TAG, ENDED_TAG = "bitfront.epochs", "bitfront.ended"
 """How much of a trial's history, and of a sweep's course, is recorded."""
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
-DIGEST_LENGTH = 32
-"""Characters of a data set's fingerprint that MLflow has room for: 36 at most."""
+DIGEST_LENGTH = 12
+"""Characters of a data set's fingerprint: MLflow takes 36, and has room for fewer in its table of runs."""
 ERROR_LENGTH = 5000
 
 MetricPoint = tuple[str, float, int, int]

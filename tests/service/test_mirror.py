@@ -173,8 +173,8 @@ def test_a_child_has_all_that_is_known_of_its_trial(store: SweepStore) -> None:
     assert list(one["files"]) == ["policy.json"]
     local = ("local", '{"uri": "file:///data"}')
     assert one["datasets"] == [
-        ("cars-train", "f" * 32, *local, "training"),
-        ("cars-validation", "f" * 32, *local, "validation"),
+        ("cars-train", "f" * 12, *local, "training"),
+        ("cars-validation", "f" * 12, *local, "validation"),
     ]
 
 
