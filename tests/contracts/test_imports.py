@@ -29,6 +29,7 @@ def loaded_by(module: str) -> set[str]:
      "service.schema", "service.halving", "trainables.survey_report", "service.spec", "service.preflight",
      "service.records", "service.pareto", "service.progress", "service.mirror", "service.tracking", "dashboards.front",
      "dashboards.bits", "dashboards.policies", "service.policies", "trainables.bops", "trainables.policy_file",
+     "dashboards.gallery", "service.baseline",
      "trainables.api", "trainables.config", "trainables.policy", "trainables.models", "trainables.data"],
 )  # fmt: skip
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
