@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/transfer.py --out benchmarks/transfer
 	$(BIN)/python benchmarks/early_stopping.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/recording.py
 
 dev: $(INSTALLED_DEV)
 	$(BIN)/pre-commit install

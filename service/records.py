@@ -11,7 +11,7 @@
                        policy.json, bits.png; choices.json, what the policy was chosen from
                        error.txt of a failed trial
                        result.json    written last: a trial with a result is finished, for good
-        front.json, front.md, front.html, log.txt
+        front.json, front.md, front.png, front.html, log.txt
         driver.lock, stop             who runs the sweep, and that it should end
     <storage>/references/             the full-precision references, shared by the sweeps
     <storage>/mlflow.db, artifacts/   the embedded tracking store, a mirror

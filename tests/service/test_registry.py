@@ -130,9 +130,9 @@ def check_first_version(client: MlflowClient) -> None:
     assert (logged.status, logged.source_run_id, logged.params["method.zeta"]) == ("READY", runs["t0001"], "0.1")
     assert json.loads(logged.tags["mlflow.modelVersions"])[0]["name"] == "s"
     on_data = {(m.key, m.value, m.dataset_name, m.dataset_digest, m.run_id) for m in logged.metrics or []}
-    assert ("top1", 89.0, "digits-validation", FINGERPRINT[:32], runs["t0001"]) in on_data
+    assert ("top1", 89.0, "digits-validation", FINGERPRINT[:12], runs["t0001"]) in on_data
     # Trial 3 found the same bits: one version, and both runs lead to it.
-    assert ("top1", 88.0, "digits-validation", FINGERPRINT[:32], runs["t0003"]) in on_data
+    assert ("top1", 88.0, "digits-validation", FINGERPRINT[:12], runs["t0003"]) in on_data
     for trial in ("t0001", "t0003"):
         outputs = client.get_run(runs[trial]).outputs.model_outputs
         assert [output.model_id for output in outputs] == [logged.model_id]
