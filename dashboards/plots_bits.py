@@ -67,17 +67,16 @@ def _shade(width: int) -> str:
 
 
 def _map(group: Sequence[Member], layers: Sequence[str], side: str) -> Figure:
-    bits = [[pair.weight if side == "weights" else pair.act for pair in policy.bits.values()] for _, policy in group]
     rows = [f"trial {trial.number}" for trial, _ in group]
-    # A row for each policy: its place, as two of them may be of one trial's number in a sweep that was merged.
+    # The page's script makes the hover texts, of which there are tens of thousands.
     heat = {
         "type": "heatmap",
-        "z": [[min(width, MOST) for width in row] for row in bits],
-        "text": [
-            [_hover(trial, policy, name, width, side) for name, width in zip(layers, row, strict=True)]
-            for (trial, policy), row in zip(group, bits, strict=True)
-        ],
-        "hovertemplate": "%{text}<extra></extra>",
+        "z": [[pair.weight if side == "weights" else pair.act for pair in policy.bits.values()] for _, policy in group],
+        "meta": {
+            "columns": [_layer(name, group) for name in layers],
+            "rows": [_policy(trial) for trial, _ in group],
+        },
+        "hovertemplate": f"%{{text}}<br>{side}: %{{z}} bits<extra></extra>",
         "colorscale": _steps(),
         "zmin": 0.5,
         "zmax": MOST + 0.5,
@@ -90,24 +89,28 @@ def _map(group: Sequence[Member], layers: Sequence[str], side: str) -> Figure:
         "type": "scatter",
         "mode": "markers",
         "x": pinned,
-        "y": [-0.5 - 0.02 * len(group)] * len(pinned),
+        "y": [-0.5 - _strip(group) / 2] * len(pinned),
         "marker": {"symbol": "triangle-down", "size": 9, "color": "$ink"},
-        "cliponaxis": False,
         "hoverinfo": "skip",
         "showlegend": False,
     }
     return {"data": [heat, marks], "layout": _layout(layers, rows, side)}
 
 
-def _hover(trial: TrialRecord, policy: BitPolicy, name: str, width: int, side: str) -> str:
+def _strip(rows: Sequence[object]) -> float:
+    """Height, in rows, of the place for marks above the map."""
+    return 0.3 + 0.035 * len(rows)
+
+
+def _layer(name: str, group: Sequence[Member]) -> str:
+    pinned = ", pinned" if any(name in policy.pinned for _, policy in group) else ""
+    return f"<b>{html.escape(name, quote=False)}</b>{pinned}"
+
+
+def _policy(trial: TrialRecord) -> str:
     bops = trial.metrics.get("bops_g")
-    lines = [
-        f"<b>{html.escape(name, quote=False)}</b>{', pinned' if name in policy.pinned else ''}",
-        f"{side}: {width} bits",
-        f"trial {trial.number}" + (f", {bops:.4g} G BOPs" if bops is not None else ""),
-        f"policy {trial.policy_hash[:10]}",
-    ]
-    return "<br>".join(lines)
+    cost = f", {bops:.4g} G BOPs" if bops is not None else ""
+    return f"trial {trial.number}{cost}<br>policy {trial.policy_hash[:10]}"
 
 
 def _steps() -> list[list[Any]]:
@@ -138,7 +141,7 @@ def _layout(layers: Sequence[str], rows: Sequence[str], side: str) -> dict[str, 
             "tickvals": list(range(0, len(rows), every)),
             "ticktext": list(rows[::every]),
             "tickfont": {"size": 10},
-            "range": [len(rows) - 0.5, -0.5],
+            "range": [len(rows) - 0.5, -0.5 - _strip(rows)],
             "showgrid": False,
             "zeroline": False,
         },

@@ -8,6 +8,7 @@ from typing import Any
 
 from dashboards.page_shell import Figure, Section, figure_place
 from dashboards.plots_front import metric_label
+from dashboards.plots_space import log_ticks
 from dashboards.tables import facts
 from service.correlation import Correlation, rank_correlation
 from service.growth import Growth, growth, reference_point
@@ -137,11 +138,13 @@ def _scatter(
             }
         )
     is_log = metric == "bops_g" and min(values) > 0
+    ticks = log_ticks(min(values), max(values)) if is_log and max(values) > min(values) else []
+    scale = {"type": "log", **({"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {})}
     layout = {
         "xaxis": {"title": {"text": metric_label("ard")}},
         "yaxis": {
             "title": {"text": metric_label(metric) + (", log scale" if is_log else "")},
-            **({"type": "log", "exponentformat": "none", "nticks": 8} if is_log else {}),
+            **(scale if is_log else {}),
         },
         "legend": {"orientation": "h", "y": 1.12},
     }

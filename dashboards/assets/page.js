@@ -164,6 +164,15 @@ function startTheme() {
   showTheme();
 }
 
+// Heat maps: a text for each cell, from those of its column and its row.
+for (const name of Object.keys(content.figures).filter((one) => one.startsWith("bits-"))) {
+  builders[name] = () => {
+    const { data: [heat, ...others], layout } = content.figures[name];
+    const { columns, rows } = heat.meta;
+    return { data: [{ ...heat, text: rows.map((row) => columns.map((column) => `${column}<br>${row}`)) }, ...others], layout };
+  };
+}
+
 // Names of axes have less room on paper.
 builders.space = () => {
   const { data: [trace], layout } = content.figures.space;

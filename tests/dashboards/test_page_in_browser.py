@@ -198,6 +198,9 @@ def test_all_sections_are_drawn_as_they_come_near(show: Open, small: SweepView) 
         page.wait_for_selector(f'[data-figure="{name}"][data-drawn] svg')
     labels = page.evaluate("[...document.querySelectorAll('.parcoords .axis-title')].map((one) => one.textContent)")
     assert labels[:2] == ["zeta (log)", "eta"]
+    assert page.locator('[data-figure="bits-0-weights"] .scatterlayer .points path').count() == 2, (
+        "marks of pinned layers"
+    )
     overlaps = page.evaluate(
         """() => [...document.querySelectorAll('.parcoords .axis')].map((axis) => {
           const seen = (one) => /[^\\u200b\\u200c]/.test(one.textContent);
@@ -339,7 +342,7 @@ def test_several_sweeps_are_drawn_together(show: Open, view_of: MakeView) -> Non
 
 
 def test_a_thousand_trials_are_there_at_once(show: Open, view_of: MakeView) -> None:
-    view = view_of(num_trials=1000, total_trials=1000, num_layers=54)
+    view = view_of(num_trials=1000, total_trials=1000, num_layers=54, shell=0.25)
     page = show(linked(view))
     page.wait_for_selector(DRAWN)
     assert len(points(page)) == 1000
