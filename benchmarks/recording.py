@@ -217,6 +217,8 @@ def sync_costs(tracker: Tracker, replay: Replay, *, alive: bool = True) -> None:
         print(f"| {what} | {1000 * seconds:.0f} | {len(calls)} |", flush=True)
 
     number = len(replay.store.trials())
+    tracker._refresh_at = -math.inf
+    told("ranks and note that are behind by a hundred trials", tracker)
     told("nothing new, the same process", tracker)
     spent = []
     for extra in range(5):
@@ -229,7 +231,7 @@ def sync_costs(tracker: Tracker, replay: Replay, *, alive: bool = True) -> None:
     seconds, requests = sorted(spent)[len(spent) // 2]
     print(f"| one new trial, median of {len(spent)} | {1000 * seconds:.0f} | {requests} |")
     tracker._refresh_at = -math.inf
-    told("all ranks and the note, after these", tracker)
+    told("ranks and note that are behind by these", tracker)
     told("nothing new, another process", Tracker(replay.store, uri=tracker.uri, experiment="batched"))
 
 
