@@ -18,7 +18,9 @@ from service.view import SweepView
 CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
 """Even steps of lightness, read alike with and without colour blindness (Nuñez et al. 2018)."""
 OTHERS = {
-    "float_mb": "weights in full precision (MB)",
+    "float_mb": "biases and normalisation, float (MB)",
+    "full_bops_g": "BOPs in full precision (G)",
+    "attribution_pixels": "pixels of the attribution map",
     "reference_top1": "top-1 of the reference (%)",
     "search_device_hours": "device-hours of the search",
     "finetune_device_hours": "device-hours of the finetune",

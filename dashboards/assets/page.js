@@ -64,7 +64,7 @@ function withInner(key, inner) {
 }
 
 function themed(layout) {
-  const { ink, paper, line } = colours();
+  const { ink, paper, line, faint, accent } = colours();
   const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
   const axes = Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((key) => /^[xy]axis\d*$/.test(key));
   return {
@@ -75,6 +75,7 @@ function themed(layout) {
     hoverlabel: { bgcolor: paper, bordercolor: line, font: { color: ink, size: 12 }, align: "left" },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: faint, activecolor: accent },
     autosize: true,
   };
 }
