@@ -141,5 +141,5 @@ def _where(sweep: SweepRecord) -> list[str]:
         "the sweep's storage is the same one, whose points open their runs.",
         f"**The front's runs**: search the experiment for `tags.\"bitfront.front\" = 'true' and "
         f'tags."bitfront.sweep_name" = \'{sweep.name}\'`; `tags."bitfront.rank"` is 1 for them, 2 for the front of '
-        "the rest, and so on. MLflow folds the runs under their sweep: tick *Expand rows*.",
+        "the rest, and so on. MLflow lists them below their sweep: open the + beside its name.",
     ]

@@ -70,7 +70,7 @@ def test_the_note_keeps_its_limit_and_ends_with_where_the_rest_is(letters: int) 
     )
     text = note(wordy, trials(400))
     assert len(text) <= LIMIT
-    assert text.endswith("tick *Expand rows*.\n")
+    assert text.endswith("open the + beside its name.\n")
     assert {line.count("|") for line in text.splitlines() if line.startswith("| [")} == {7}
 
 
