@@ -144,6 +144,11 @@ def upsample(maps: Tensor, size: int) -> Tensor:
     return large * (maps.shape[1] * maps.shape[2] / size**2)
 
 
+def at_size(maps: Tensor, size: int) -> Tensor:
+    """Maps [N, h, w] upsampled to `size` pixels a side; as they are where they have that, or where it is 0."""
+    return maps if size in (0, maps.shape[2]) else upsample(maps, size)
+
+
 def top_pixels(reference: Tensor, top_k: int) -> Tensor:
     """Indices [N, min(top_k, P)] of the pixels that `reference` [N, P] ranks highest; of equals the first."""
     return reference.argsort(dim=1, descending=True, stable=True)[:, :top_k]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.attribution import Attribution, entropy, random_rank_difference, rank_difference, upsample
+from trainables.attribution import Attribution, at_size, entropy, random_rank_difference, rank_difference
 from trainables.config import EvaluationConfig
 from trainables.data.splits import Batch
 from trainables.distributed import Workers
@@ -43,7 +43,7 @@ class AttributionScore:
 
 def as_compared(maps: Tensor, *, image_size: int, config: EvaluationConfig) -> Tensor:
     """Maps [N, h, w] at the resolution at which they are compared."""
-    return upsample(maps, image_size) if config.resolution == "input" else maps
+    return at_size(maps, image_size if config.resolution == "input" else 0)
 
 
 def compare_attribution(

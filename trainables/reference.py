@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +91,9 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
         data_fingerprint=data.fingerprint,
     )
     if workers.rank == 0:
-        _write(store / record.key, net, record)
+        with published(store / record.key) as folder:
+            torch.save(net.state_dict(), folder / "model.pt")
+            (folder / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
     checkpoint.remove()
     return record
 
@@ -207,24 +211,23 @@ def make_bench(
     return Bench(config, workers, data, net, record, costs, assign_roles(costs, config.network), probe, checkpoint)
 
 
-def _write(folder: Path, net: nn.Module, record: ReferenceRecord) -> None:
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets its name once all that is in it has reached the disk, or goes.
+
+    Of several that write at once the first one's is kept: it has a RECORD_FILE then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    unfinished.mkdir()
-    torch.save(net.state_dict(), unfinished / "model.pt")
-    (unfinished / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
     try:
-        publish(unfinished, folder)
+        unfinished.mkdir()
+        yield unfinished
+        for path in unfinished.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        unfinished.rename(folder)
     except OSError:
-        # Somebody else's reference is there already.
-        shutil.rmtree(unfinished)
         if not (folder / RECORD_FILE).exists():
             raise
-
-
-def publish(unfinished: Path, folder: Path) -> None:
-    """Gives a folder its name once all that is in it has reached the disk."""
-    for path in unfinished.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

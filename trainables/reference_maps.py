@@ -23,7 +23,6 @@ import fcntl
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,13 +34,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.attribution import Attribution, upsample
+from trainables.attribution import Attribution, at_size
 from trainables.config import Augment, GmpqConfig, RgmpqConfig, TargetClass
 from trainables.data.images import augmented
 from trainables.data.splits import Batch, ImageSet, loader
 from trainables.errors import StorageError
 from trainables.partition import partition, smooth
-from trainables.reference import Bench, publish
+from trainables.reference import Bench, published
+from trainables.report import RECORD_FILE
 
 FORMAT = 1
 BATCH = 256
@@ -134,11 +134,6 @@ class KeptMaps:
         return Said(maps.to(device), self.risks[batch.places].to(device))
 
 
-def at_size(maps: Tensor, size: int) -> Tensor:
-    """Maps [N, h, w] upsampled to `size` pixels a side; as they are where they have that, or where it is 0."""
-    return maps if size in (0, maps.shape[2]) else upsample(maps, size)
-
-
 @contextmanager
 def training_maps(bench: Bench, setting: MapSetting) -> Iterator[ReferenceMaps]:
     """What the reference says of training images: kept where that can be, else asked of it."""
@@ -223,7 +218,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _remove_stale(folder: Path, content: dict[str, Any]) -> None:
     """Deletes maps of other weights or images: nothing can ask for them any more. Who reads them goes on reading."""
     # Not the hidden ones: they are being filled, under locks of their own.
-    for record in folder.glob("[!.]*/record.json"):
+    for record in folder.glob(f"[!.]*/{RECORD_FILE}"):
         try:
             found = json.loads(record.read_text())
         except (OSError, ValueError):
@@ -236,29 +231,24 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
     """Whole or not at all. A batch at a time: all maps together may be larger than the memory."""
     for abandoned in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     count = len(_images(bench, split))
     try:
-        unfinished.mkdir()
-        (unfinished / "record.json").write_text(json.dumps(content, indent=2) + "\n")
-        with (unfinished / "maps.npy").open("wb") as maps, (unfinished / "risks.npy").open("wb") as risks:
-            for said in _computed(bench, setting, split):
-                for file, part in zip((maps, risks), said, strict=True):
-                    if not file.tell():
-                        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
-                        np.lib.format.write_array_header_2_0(file, header)
-                    # Written and not mapped: a full disk is then an error, and no signal that ends the process.
-                    file.write(part.numpy().astype("<f4").data)
-        publish(unfinished, folder)
+        # Where a lock does not reach other machines, another of them may be first.
+        with published(folder) as unfinished:
+            (unfinished / RECORD_FILE).write_text(json.dumps(content, indent=2) + "\n")
+            with (unfinished / "maps.npy").open("wb") as maps, (unfinished / "risks.npy").open("wb") as risks:
+                for said in _computed(bench, setting, split):
+                    for file, part in zip((maps, risks), said, strict=True):
+                        if not file.tell():
+                            header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+                            np.lib.format.write_array_header_2_0(file, header)
+                        # Written and not mapped: a full disk is then an error, and no signal that ends the process.
+                        file.write(part.numpy().astype("<f4").data)
     except OSError as error:
-        if (folder / "record.json").exists():
-            return  # where a lock does not reach other machines, one of them was first
         raise StorageError(
             f"{folder}: {count} attribution maps cannot be written ({error.strerror}); make room, or give storage.path "
             "another place."
         ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _read(folder: Path) -> KeptMaps:

@@ -77,7 +77,7 @@ class DataSplits:
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels of the data set, hexadecimal, before resizing and subsets.
 
-        A folder's files are read for it when it is first asked for: a search can start without it.
+        A folder's files are read for it when it is first asked for.
         """
         return self.digest()
 

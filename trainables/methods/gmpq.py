@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trainables.attribution import Attribution
+from trainables.attribution import Attribution, at_size
 from trainables.choices import Choices
 from trainables.config import GmpqConfig, RgmpqConfig
 from trainables.data.splits import Batch
 from trainables.methods.loop import Generalisation, new_supernet, run
 from trainables.reference import Bench
-from trainables.reference_maps import MapSetting, ReferenceMaps, at_size, training_maps
+from trainables.reference_maps import MapSetting, ReferenceMaps, training_maps
 from trainables.report import Report
 from trainables.risks import concentration, hardness, imitation_risk
 from trainables.supernet import Supernet
