@@ -173,7 +173,7 @@ builders.front = (place) => {
     data: [...front.groups.map((group) => groupTrace(group, place)), ring()],
     layout: { xaxis, yaxis, hovermode: "closest", legend: { orientation: "h", y: isNarrow ? -0.28 : -0.16 },
       shapes: marks.flatMap(({ shapes }) => shapes), annotations: marks.flatMap(({ annotations }) => annotations),
-      margin: { l: 56, r: 16, t: isNarrow ? 76 : 16, b: 60 } },
+      margin: { l: 56, r: 16, t: isNarrow ? 76 : 32, b: 60 } },
   };
 };
 
