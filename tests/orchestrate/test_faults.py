@@ -27,6 +27,7 @@ method: {{name: gmpq, epochs: {epochs}, batch_size: 64, eta: 1.0}}
 finetune: {{epochs: {epochs}, batch_size: 64}}
 space: {{method.zeta: {{loguniform: [0.05, 2.0]}}, method.top_k: {{int: [2, 4]}}}}
 sampler: {{name: tpe, seed: 3}}
+gallery: {{random: false}}
 trials: {trials}
 resources: {resources}
 limits: {limits}

@@ -30,6 +30,7 @@ method: {{name: gmpq, epochs: 120, batch_size: 64, eta: 1.0}}
 finetune: {{epochs: 1, batch_size: 64}}
 space: {{method.zeta: {{loguniform: [0.05, 2.0]}}}}
 sampler: {{name: random, seed: 3}}
+gallery: {{random: false}}
 trials: 2
 storage: {{path: {path}}}
 """
@@ -95,7 +96,7 @@ def test_a_sweep_is_sent_to_a_cluster_followed_stopped_and_sent_again(bitfront: 
     spec = bitfront.folder / "s.yaml"
     spec.write_text(SPEC.format(path="st"))
     refused = bitfront("submit", "s.yaml", "--address", head, status=2)
-    assert "s.yaml:10:17: storage.path: 'st' would lie in the job's own folder" in refused
+    assert "s.yaml:11:17: storage.path: 'st' would lie in the job's own folder" in refused
     assert "knows no job of a sweep 's'; send it there with: bitfront submit" in bitfront(
         "status", "s", "--address", head, status=2
     )

@@ -30,6 +30,7 @@ method: {{name: gmpq, epochs: 1, {method}}}
 finetune: {{epochs: 1, batch_size: 64}}
 space: {space}
 sampler: {{name: random, seed: 3}}
+gallery: {{random: false}}
 trials: {trials}
 resources: {resources}
 storage: {{path: {path}}}
