@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dashboards.policies import NONE, fitted, new_table
+from dashboards.tables import short_names
 from service.comparison import Comparison
 from service.front import Front
 from service.pareto import METRICS, Objective
@@ -59,11 +60,11 @@ def rows(found: Front, *, wide: bool = True) -> tuple[list[str], list[list[str]]
     """Heads and cells of the front's table; the knee is marked. Without `wide` it fits 80 characters."""
     names = sorted({name for trial in found.members for name in trial.settings}) if wide else []
     columns = COLUMNS if wide else COLUMNS[:NARROW]
-    heads = ["trial", *(label for _, label, _ in columns), *(name.split(".")[-1] for name in names), "policy"]
+    heads = ["trial", *(label for _, label, _ in columns), *short_names(names), "policy"]
     cells = [
         [
             f"{trial.number}{' ◆' if trial is found.knee else ''}",
-            *(form.format(trial.metrics[key]) for key, _, form in columns),
+            *(form.format(trial.metrics[key]) if key in trial.metrics else NONE for key, _, form in columns),
             *(_short(trial.settings.get(name, "")) for name in names),
             trial.policy_hash[:10],
         ]
@@ -84,18 +85,18 @@ def as_markdown(sweep: SweepRecord, found: Front) -> str:
     lines += [f"- **{key}**: {value}" for key, value in sweep.facts.items()]
     if sweep.full_precision:
         lines.append(f"- **full-precision reference**: {sweep.full_precision}")
-    lines += [f"- **trials**: {_counts(sweep, found)}", ""]
+    lines += [f"- **trials**: {counts(sweep, found)}", ""]
     if not found.members:
         return "\n".join([*lines, "No trial is done yet: there is no front."]) + "\n"
     heads, cells = rows(found)
     table = [heads, ["---"] * len(heads), *cells]
-    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
     bounds = f" Only policies with {' and '.join(sweep.constraints)}." if sweep.constraints else ""
-    lines += ["## Pareto front", "", f"{better}; ◆ is the knee.{bounds}", ""]
+    lines += ["## Pareto front", "", f"{better(found.objectives)}; ◆ is the knee.{bounds}", ""]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)]) + "\n"
 
 
-def _counts(sweep: SweepRecord, found: Front) -> str:
+def counts(sweep: SweepRecord, found: Front) -> str:
+    """Trials by state, of those that are planned."""
     parts = [f"{len(found.done)} done of {sweep.total_trials}"]
     if found.infeasible:
         parts.append(f"{len(found.infeasible)} of them beyond a constraint")
@@ -128,7 +129,7 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
     if not found.joint:
         return Group(*nothing_found(views, found.labels), *warned(found))
     pairs = zip(views, found.labels, strict=True)
-    lines = [f"{_title(view, label)}: {_counts(view.sweep, view.found)}" for view, label in pairs]
+    lines = [f"{_title(view, label)}: {counts(view.sweep, view.found)}" for view, label in pairs]
     if len(views) > 1:
         shares = [f"{sum(o == place for o, _ in found.joint)} of {label}" for place, label in enumerate(found.labels)]
         lines.append(f"Pareto front of {len(found.joint)} policies together: {', '.join(shares)}")
@@ -151,7 +152,7 @@ def nothing_found(views: Sequence[SweepView], labels: Sequence[str]) -> list[Tex
     for view, label in zip(views, labels, strict=True):
         bounds = f" with {' and '.join(view.sweep.constraints)}" if view.found.done else ""
         what = f"no policy{bounds}" if bounds else "no trial is done yet"
-        lines.append(Text(f"{label}: {what}, so there is no front ({_counts(view.sweep, view.found)})."))
+        lines.append(Text(f"{label}: {what}, so there is no front ({counts(view.sweep, view.found)})."))
     return lines
 
 
@@ -189,7 +190,7 @@ def member_table(found: Comparison, *, width: int) -> Table | Text:
 def _members(found: Comparison, metrics: Sequence[str], settings: Sequence[str], *, with_hash: bool) -> Table:
     known = {key: (label, form) for key, label, form in COLUMNS}
     columns = [(name, *known.get(name, (METRICS[name].label, "{:.4g}"))) for name in metrics]
-    heads = ["policy", *(label for _, label, _ in columns), *(name.split(".", 1)[-1] for name in settings)]
+    heads = ["policy", *(label for _, label, _ in columns), *short_names(settings)]
     table = new_table([*heads, *(["hash"] if with_hash else [])], left=("policy", "hash"))
     for place, trial in found.joint:
         table.add_row(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dashboards.front import COLUMNS
+from dashboards.front import COLUMNS, better, counts
 from service.front import Front
 from service.pareto import METRICS
 from service.records import SweepRecord, TrialRecord
@@ -79,12 +79,9 @@ def _plain(text: str) -> str:
 
 
 def _facts(sweep: SweepRecord, found: Front, device_hours: float) -> list[str]:
-    states = [f"{len(found.done)} done", *(f"{count} {state}" for state, count in found.unfinished.items())]
-    if found.infeasible:
-        states.insert(1, f"{len(found.infeasible)} of them beyond a constraint")
     of_references = sum(float(record.get("device_hours", 0.0)) for record in sweep.references.values())
     lines = [f"- {key}: {_plain(value)[:200]}" for key, value in sweep.facts.items() if key != "trials"]
-    lines += [f"- trials: {sweep.total_trials} planned, {', '.join(states)}"]
+    lines += [f"- trials: {counts(sweep, found)}"]
     lines += [f"- device-hours: {device_hours:.3g}, and {of_references:.3g} for full precision"]
     lines += [f"- full precision: {sweep.full_precision}"] if sweep.full_precision else []
     lines += [f"- only policies with {' and '.join(sweep.constraints)}"] if sweep.constraints else []
@@ -108,11 +105,14 @@ def _table(found: Front, links: Mapping[str, str], count: int) -> list[str]:
         ]
         for trial in shown
     ]
-    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
     lines = [_row(heads), _row(["---"] * len(heads), gap=""), *map(_row, rows)] if rows else []
     rest = len(found.members) - len(shown)
     more = [f"… and {rest} more in the page"] if rest else []
-    return ["**Pareto front**, cheapest first: " + better + "; ◆ is the knee", "\n".join(lines), *more]
+    return [
+        "**Pareto front**, cheapest first: " + better(found.objectives) + "; ◆ is the knee",
+        "\n".join(lines),
+        *more,
+    ]
 
 
 def _row(cells: Sequence[str], *, gap: str = GAP) -> str:

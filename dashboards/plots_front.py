@@ -8,7 +8,7 @@ from typing import Any
 
 from dashboards.front import COLUMNS
 from dashboards.page_shell import Section, figure_place
-from dashboards.tables import Cell, number, short, table
+from dashboards.tables import Cell, number, short_names, table
 from dashboards.trial_data import PageTrial
 from service.front import Front
 from service.pareto import METRICS, Objective, parse_constraint
@@ -170,9 +170,3 @@ def front_table(found: Front) -> str:
 
 def _formed(form: str, value: float | None) -> str:
     return "–" if value is None else form.format(value)
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Settings without their section, where that leaves them different."""
-    last = [name.split(".")[-1] for name in names]
-    return [short(one) if last.count(one) == 1 else name for one, name in zip(last, names, strict=True)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashboards.page_shell import Figure, Section, figure_place
-from dashboards.plots_front import axes_of, metric_label, scale, short_names
+from dashboards.plots_front import axes_of, metric_label, scale
+from dashboards.tables import short_names
 from service.importance import MIN_TRIALS, importances
 from service.pareto import METRICS
 from service.records import TrialRecord

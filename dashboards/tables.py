@@ -42,6 +42,12 @@ def short(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Settings without their section, where that leaves them different."""
+    last = [name.split(".")[-1] for name in names]
+    return [one if last.count(one) == 1 else name for one, name in zip(last, names, strict=True)]
+
+
 def number(value: object, text: str = "") -> Cell:
     """A cell of any setting or metric: numbers are sorted as such."""
     shown = text or short(value)

@@ -15,7 +15,7 @@ from service.pareto import (
     non_dominated_ranks,
     parse_constraint,
 )
-from service.records import SweepRecord, TrialRecord
+from service.records import STATES, SweepRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Front:
     knee: TrialRecord | None
     """The member nearest to the ideal point."""
     unfinished: Mapping[str, int]
-    """Number of trials by state, other than done."""
+    """Number of trials by state, other than done, in the order of `STATES`."""
 
     @property
     def best_top1(self) -> float | None:
@@ -48,15 +48,15 @@ def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
     kept = [trial for trial in done if feasible(trial.metrics, constraints)]
     points = [trial.metrics for trial in kept]
     members = sorted((kept[i] for i in front(points, objectives)), key=lambda t: (t.metrics["bops_g"], t.number))
-    best = knee(points, objectives)
-    states = [trial.state for trial in trials if trial.state != "done"]
+    best = knee([member.metrics for member in members], objectives)
+    states = [trial.state for trial in trials]
     return Front(
         objectives=objectives,
         done=done,
         members=tuple(members),
         infeasible=tuple(trial for trial in done if not feasible(trial.metrics, constraints)),
-        knee=None if best is None else kept[best],
-        unfinished={state: states.count(state) for state in sorted(set(states))},
+        knee=None if best is None else members[best],
+        unfinished={state: states.count(state) for state in STATES if state != "done" and state in states},
     )
 
 

@@ -196,9 +196,10 @@ class _Stairs:
 
 
 def knee(points: Sequence[Point], objectives: Sequence[Objective] = OBJECTIVES) -> int | None:
-    """Place of the front point nearest to the ideal one, each objective scaled to 0..1 over the front; first of equals.
+    """Place of the front point nearest to the ideal one, each objective scaled to 0..1 over the front.
 
-    The ideal point has the best value of each objective. None where there are no points.
+    The ideal point has the best value of each objective. Of points equally near the one that is better in the first
+    objective, then in the next ones; of points with equal values the first. None where there are no points.
     """
     chosen = front(points, objectives)
     if not chosen:
@@ -209,4 +210,4 @@ def knee(points: Sequence[Point], objectives: Sequence[Objective] = OBJECTIVES) 
     def distance(value: tuple[float, ...]) -> float:
         return sum(((v - low) / (high - low)) ** 2 for v, (low, high) in zip(value, spans, strict=True) if high > low)
 
-    return chosen[min(range(len(chosen)), key=lambda i: distance(values[i]))]
+    return chosen[min(range(len(chosen)), key=lambda i: (distance(values[i]), values[i]))]

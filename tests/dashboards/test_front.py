@@ -92,6 +92,15 @@ def test_the_summary_is_markdown_with_the_front() -> None:
     assert "there is no front" in as_markdown(SWEEP, find_front([], SWEEP))
 
 
+def test_settings_of_one_name_keep_their_section_and_a_metric_that_is_missing_a_dash() -> None:
+    one = replace(trial(0, 90.0, 2.0, 3.0), settings={"network.name": "a", "data.name": "b", "method.zeta": 0.5})
+    del one.metrics["device_hours"]  # type: ignore[attr-defined]
+    text = as_markdown(SWEEP, find_front([one], SWEEP))
+    heads, _, row = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
+    assert heads[-4:] == ["data.name", "zeta", "network.name", "policy |"]
+    assert row[heads.index("device-h")] == "–"
+
+
 @pytest.mark.parametrize("layers", [3, 54])
 def test_the_picture_of_a_policy_has_all_its_layers(tmp_path: Path, layers: int) -> None:
     bits = {f"layer{i}.conv": LayerBits(2 + i % 3, 4) for i in range(layers)}

@@ -108,6 +108,18 @@ def test_the_front_of_a_sweep_is_a_table_from_which_policies_are_called(run: Run
     assert json.loads(run("policy", "show", knee, "--json").stdout)["network"] == "resnet8"
 
 
+def test_settings_of_one_name_have_different_heads(tmp_path: Path) -> None:
+    store = make_sweep(tmp_path, POINTS[:1])
+    record = store.trial_folder("t0000") / "result.json"
+    record.write_text(
+        record.read_text().replace('"method.start"', '"network.name"').replace("method.zeta", "data.name")
+    )
+    views = read_views(["first"], tmp_path)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(front_shown.as_report(views, compare(views), width=200))
+    assert {"network.name", "data.name"} <= set(console.export_text().split())
+
+
 def test_the_front_of_several_sweeps_is_that_of_all_their_trials(run: Run) -> None:
     found = json.loads(run("front", "first", "second", "--json").stdout)
     every = [*(("first", p) for p in POINTS), *(("second", p) for p in BETTER)]

@@ -110,6 +110,16 @@ def test_a_comparison_is_made_of_the_plain_definitions() -> None:
     )
 
 
+def test_the_knee_of_a_sweep_is_that_of_the_front_of_it_alone() -> None:
+    # Both members are equally near; and of equal points in the objectives the cheaper one is meant.
+    two = view_of([(80.0, 1.0), (90.0, 3.0)], objectives=("top1", "bops_g"))
+    equal = view_of([(90.0, 3.0, 1.0), (90.0, 2.0, 1.0)], objectives=("top1", "ard"))
+    for view, number in ((two, 1), (equal, 1)):
+        assert view.found.knee is not None
+        assert view.found.knee.number == number
+        assert compare([view]).knee == (0, view.found.knee)
+
+
 def test_who_is_ahead_at_every_cost_is_who_has_the_best_policy_that_costs_no_more() -> None:
     for seed in range(40):
         draw = random.Random(seed)

@@ -1,6 +1,7 @@
 import math
 import random
 import time
+from itertools import permutations
 
 import pytest
 
@@ -36,6 +37,27 @@ def test_knee_is_the_front_point_nearest_to_the_ideal() -> None:
     assert knee(points, axes) == 1
     assert knee([], axes) is None
     assert knee([{"x": 1.0, "y": 1.0}], axes) == 0
+
+
+def test_the_knee_of_equally_near_points_is_the_best_in_the_first_objective_in_any_order() -> None:
+    # Of two members each is the best of one objective and the worst of the other: both are 1 away from the ideal.
+    axes = (Objective("o0", "max", "o0"), Objective("o1", "min", "o1"))
+    best, cheapest, dominated = {"o0": 9.0, "o1": 3.0}, {"o0": 8.0, "o1": 1.0}, {"o0": 7.0, "o1": 3.0}
+    for points in permutations([best, cheapest, dominated]):
+        place = knee(points, axes)
+        assert place is not None
+        assert points[place] is best
+    draw = random.Random(0)
+    for count in (2, 3):
+        for _ in range(100):
+            points = [{f"o{i}": float(draw.randint(0, 3)) for i in range(count)} for _ in range(6)]
+            chosen = set()
+            for _ in range(10):
+                draw.shuffle(points)
+                place = knee(points, objectives(count))
+                assert place is not None
+                chosen.add(tuple(points[place].values()))
+            assert len(chosen) == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
