@@ -31,6 +31,8 @@ COLUMNS = (
 )
 NARROW = 5
 """Columns that a terminal of 80 characters has room for."""
+NAMED = 8
+"""Trials that a line names."""
 
 
 def as_json(sweep: SweepRecord, found: Front) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
     bounds = " and ".join(dict.fromkeys(text for view in views for text in view.sweep.constraints))
     lines.append(f"{better(found.objectives)}{f'; only policies with {bounds}' if bounds else ''}")
     table = member_table(found, width=width)
-    return Group(Text("\n".join(lines)), Text(""), table, Text(""), Text(_worth(found)), *warned(found))
+    notes = [*unreadable(views, found.labels), *warned(found)]
+    return Group(Text("\n".join(lines)), Text(""), table, Text(""), Text(_worth(found)), *notes)
 
 
 def _title(view: SweepView, label: str) -> str:
@@ -153,6 +156,23 @@ def nothing_found(views: Sequence[SweepView], labels: Sequence[str]) -> list[Tex
         bounds = f" with {' and '.join(view.sweep.constraints)}" if view.found.done else ""
         what = f"no policy{bounds}" if bounds else "no trial is done yet"
         lines.append(Text(f"{label}: {what}, so there is no front ({counts(view.sweep, view.found)})."))
+    return lines
+
+
+def unreadable(views: Sequence[SweepView], labels: Sequence[str]) -> list[Text]:
+    """A paragraph for each sweep with members whose bits nobody can show, with the first one's reason."""
+    from rich.text import Text
+
+    lines = []
+    for view, label in zip(views, labels, strict=True):
+        numbers = [str(trial.number) for trial in view.found.members if trial.trial_id in view.unreadable]
+        if numbers:
+            named = ", ".join(numbers) if len(numbers) <= NAMED else f"{', '.join(numbers[:NAMED])} …"
+            which = (
+                f"the policy of trial {named}" if len(numbers) == 1 else f"{len(numbers)} policies, of trials {named},"
+            )
+            reason = next(iter(view.unreadable.values()))
+            lines.append(Text(f"\n! {label}: {which} cannot be read: {reason}", style="yellow"))
     return lines
 
 
@@ -219,6 +239,7 @@ def joint_as_json(views: Sequence[SweepView], found: Comparison) -> dict[str, An
                 "trials_done": len(view.found.done),
                 "infeasible": [trial.trial_id for trial in view.found.infeasible],
                 "unfinished": dict(view.found.unfinished),
+                "unreadable_policies": dict(view.unreadable),
                 "constraints": list(view.sweep.constraints),
                 "front": [trial.trial_id for trial in members],
                 "hypervolume": volume,

@@ -140,6 +140,6 @@ def _where(sweep: SweepRecord) -> list[str]:
         f"**All of it**: `front.html` among this run's artifacts is the interactive page; `{sweep.name}/front.html` in "
         "the sweep's storage is the same one, whose points open their runs.",
         f"**The front's runs**: search the experiment for `tags.\"bitfront.front\" = 'true' and "
-        f'tags."bitfront.sweep_name" = \'{sweep.name}\'`; `tags."bitfront.rank"` is 1 for them, 2 for the front of '
+        f'tags."bitfront.sweep_id" = \'{sweep.sweep_id}\'`; `tags."bitfront.rank"` is 1 for them, 2 for the front of '
         "the rest, and so on. MLflow lists them below their sweep: open the + beside its name.",
     ]

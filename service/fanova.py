@@ -4,9 +4,9 @@
 on L boxes, its leaves. With D settings that are even and independent, the main effect of one of them is the variance of
 the tree's mean over all the others.
 
-It gives the fractions of Optuna's evaluator of that name, which a test holds. That evaluator says neither the variances
-in the objective's own unit, by which effects in different trials can be added, nor whether the forest predicts
-anything; and it takes minutes for a thousand trials.
+Of each tree it gives the proportions that Optuna's evaluator of that name gives, which a test holds. That evaluator
+says neither the variances in the objective's own unit, by which effects in different trials can be added, nor whether
+the forest predicts anything; and it takes minutes for a thousand trials.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ class MainEffects:
 
     variances: Floats
     """[TREES, D]: of each tree's mean as one setting alone changes."""
-    totals: Floats
-    """[TREES]: of each tree."""
     foretold: Floats
     """[N]: what the trees that were not fitted to a trial say of it."""
 
@@ -49,25 +47,20 @@ def main_effects(positions: Floats, values: Floats, *, leaf: int) -> MainEffects
         # Of a handful of trials one may be in every tree's bag: its prediction is 0, and counts as a wrong one.
         warnings.filterwarnings("ignore", message="Some inputs do not have OOB scores")
         forest.fit(positions, values)
-    found = [_of_tree(estimator.tree_, positions.shape[1]) for estimator in forest.estimators_]
     return MainEffects(
-        variances=np.array([variances for variances, _ in found]),
-        totals=np.array([total for _, total in found]),
+        variances=np.array([_of_tree(estimator.tree_, positions.shape[1]) for estimator in forest.estimators_]),
         foretold=np.asarray(forest.oob_prediction_),
     )
 
 
-def _of_tree(tree: Any, num_settings: int) -> tuple[Floats, float]:
-    """Main effects [D], and the variance of the whole."""
+def _of_tree(tree: Any, num_settings: int) -> Floats:
+    """Main effects [D]."""
     lows, highs, values = _leaves(tree, num_settings)
     sides = highs - lows
     volumes = sides.prod(axis=1)
     mean = float(volumes @ values)
-    return (
-        np.array(
-            [_main_effect(lows[:, d], highs[:, d], volumes / sides[:, d] * values, mean) for d in range(num_settings)]
-        ),
-        float(volumes @ (values - mean) ** 2),
+    return np.array(
+        [_main_effect(lows[:, d], highs[:, d], volumes / sides[:, d] * values, mean) for d in range(num_settings)]
     )
 
 

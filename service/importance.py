@@ -7,7 +7,6 @@ weighed.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +21,16 @@ MAX_LEAF = 5
 
 
 def importances(view: SweepView) -> dict[str, dict[str, float]]:
-    """For each objective of the view, each setting's share of what the settings explain; they sum to 1, largest first.
+    """For each objective of the view, each setting's share of what single settings explain; largest first, sum 1.
 
-    Numbers count by their order, so that a logarithmic range and a linear one are the same thing; every value that was
-    tried weighs the same. A conditional setting is assessed among the trials that have it, with the settings that all
-    of these have; the variance that it explains there is weighed with their number, so that all shares are of the same
-    whole. A setting that never changes has 0, and so has a conditional one that fewer than MIN_TRIALS trials have. Done
-    trials beyond a constraint count as well.
+    A share is a main effect divided by the sum of all main effects. It is not one of the objective's whole variation:
+    of that, what settings do only together and what is noise are left out, however much they are.
+
+    Numbers count by their order, so that a logarithmic range and a linear one are the same thing, words and booleans by
+    that of the alphabet; every value that was tried weighs the same. A conditional setting is assessed among the trials
+    that have it, with the settings that all of these have; the variance that it explains there is weighed with their
+    number, so that all shares are of the same whole. A setting that never changes has 0, and so has a conditional one
+    that fewer than MIN_TRIALS trials have. Done trials beyond a constraint count as well.
 
     An objective has {} where there are fewer than MIN_TRIALS trials, where nothing varies, and where what the forest
     says of trials that it has not seen does not go with what they found (95 % interval of the rank correlation).
@@ -69,7 +71,7 @@ def _explained(trials: Sequence[TrialRecord], metric: str) -> dict[str, float]:
 
     from service.fanova import main_effects
 
-    positions = np.array([_positions(column, values) for column in varying.values()]).T
+    positions = np.array([_positions(column) for column in varying.values()]).T
     found = main_effects(positions, np.array(values), leaf=min(max(len(values) // 20, 1), MAX_LEAF))
     correlation = rank_correlation(found.foretold.tolist(), values)
     if correlation is None or correlation.low <= 0:
@@ -77,17 +79,15 @@ def _explained(trials: Sequence[TrialRecord], metric: str) -> dict[str, float]:
     return dict(zip(varying, found.variances.mean(axis=0).tolist(), strict=True))
 
 
-def _positions(column: Sequence[Any], values: Sequence[float]) -> list[float]:
+def _positions(column: Sequence[Any]) -> list[float]:
     """Where between 0 and 1 each trial's setting lies: every value that was tried has an equal part of that range.
 
-    Numbers lie in their order, words and booleans in that of the mean of `values` that they come with: cuts along it
-    are the best ones that a tree can make between groups of them (Breiman et al. 1984, section 4.2.2).
+    Numbers lie in their order, words and booleans in the alphabet's, which knows nothing of the objective: in the order
+    of the mean that they come with, a tree would have heard of the trials that it is to foretell. A tree takes more
+    cuts that way to tell a word in the middle from the others.
     """
     in_order = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
     keys: list[Any] = [float(value) if in_order else repr(value) for value in column]
-    of_key: dict[Any, list[float]] = {}
-    for key, value in zip(keys, values, strict=True):
-        of_key.setdefault(key, []).append(value)
-    order = sorted(of_key) if in_order else sorted(of_key, key=lambda key: (statistics.fmean(of_key[key]), key))
+    order = sorted(set(keys))
     position = {key: (place + 0.5) / len(order) for place, key in enumerate(order)}
     return [position[key] for key in keys]

@@ -37,12 +37,13 @@ from typing import Any, Literal, TypeVar
 from trainables.choices import Choices
 from trainables.errors import StorageError
 from trainables.policy_file import PolicyRecord
-from trainables.report import EpochReport
+from trainables.report import EpochReport, Stage
 
 State = Literal["pending", "running", "done", "pruned", "diverged", "failed"]
 """`pending`: suggested, and not running; a trial that was cut off is pending again. `pruned`: stopped early.
 `diverged`: a loss left the finite numbers, a result of the settings. The last four are final."""
 STATES: tuple[State, ...] = ("pending", "running", "done", "pruned", "diverged", "failed")
+STAGES: tuple[Stage, ...] = ("search", "finetune")
 Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "timed out", "pre-empted", "error"]
 """Why a trial failed (or diverged: `nan`)."""
 REFERENCES = "references"
@@ -309,10 +310,24 @@ class SweepStore:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
         return _read_lines(self.trial_folder(trial_id) / "history.jsonl")
 
+    def stage_hours(self, trial_id: str) -> dict[str, float]:
+        """Device-hours by stage of all epochs that the trial has reported, also in attempts that were cut off.
+
+        Histories of earlier versions have no times: a stage whose history tells none has what the result says of it.
+        """
+        measured = self.trial(trial_id).metrics
+        hours = {s: measured[f"{s}_device_hours"] for s in STAGES if f"{s}_device_hours" in measured}
+        seconds: dict[str, float] = {}
+        for line in self.history(trial_id):
+            hours.setdefault(line["stage"], 0.0)
+            if "seconds" in line:
+                seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+        workers = self.sweep().workers
+        return hours | {stage: spent * workers / 3600 for stage, spent in seconds.items()}
+
     def spent_hours(self, trial_id: str) -> float:
-        """Device-hours of all epochs that the trial has reported, those of attempts that were cut off included."""
-        seconds = sum(line.get("seconds", 0.0) for line in self.history(trial_id))
-        return float(seconds) * self.sweep().workers / 3600
+        """The sum of `stage_hours`."""
+        return sum(self.stage_hours(trial_id).values(), 0.0)
 
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""

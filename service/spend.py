@@ -42,8 +42,6 @@ class Spend:
 
     trials: tuple[TrialSpend, ...]
     """All that were begun, by number."""
-    search: float
-    finetune: float
     cut_off: float
     """Of both stages, in trials that were stopped early, diverged or failed."""
     total: float
@@ -67,7 +65,7 @@ def spend(view: SweepView) -> Spend:
             finetune=view.stage_hours.get(trial.trial_id, {}).get("finetune", 0.0),
         )
         for trial in view.trials
-        if trial.attempts
+        if trial.attempts or trial.final  # earlier versions did not count attempts
     )
     total = sum(one.hours for one in trials)
     of_state: dict[str, float] = {}
@@ -76,8 +74,6 @@ def spend(view: SweepView) -> Spend:
     members = len(view.found.members)
     return Spend(
         trials=trials,
-        search=sum(one.search for one in trials),
-        finetune=sum(one.finetune for one in trials),
         cut_off=sum(one.cut_off for one in trials),
         total=total,
         references=sum(record.get("device_hours", 0.0) for record in view.sweep.references.values()),

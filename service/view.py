@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from service.front import Front, find_front
 from service.records import SweepRecord, SweepStore, TrialRecord
@@ -27,11 +26,13 @@ class SweepView:
     """All that were planned, by number."""
     found: Front
     policies: Mapping[str, PolicyRecord]
-    """Of the front's members, by trial."""
+    """Of the front's members, by trial; without those that cannot be read."""
     hours: Mapping[str, float]
     """Device-hours of each trial's epochs so far, those of attempts that were cut off included; the references' not."""
     stage_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The same by trial and stage, search and finetune."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """By member of the front, why its policy file cannot be read: it is damaged, or of another version."""
     space: Mapping[str, Domain] = field(default_factory=dict)
     """What the trials vary, as far as the sweep's file can still be read."""
 
@@ -46,13 +47,15 @@ def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints:
     )
     found = find_front(trials, sweep)
     members = [trial.trial_id for trial in found.members]
-    stages = {trial.trial_id: _stage_hours(store.history(trial.trial_id), sweep.workers) for trial in trials}
+    policies, unreadable = _policies(store, members)
+    stages = {trial.trial_id: store.stage_hours(trial.trial_id) for trial in trials}
     return SweepView(
         folder=store.folder,
         sweep=sweep,
         trials=tuple(trials),
         found=found,
-        policies={trial_id: store.policy(trial_id) for trial_id in members if store.has_policy(trial_id)},
+        policies=policies,
+        unreadable=unreadable,
         hours={trial_id: sum(hours.values()) for trial_id, hours in stages.items()},
         stage_hours=stages,
         space=_space(store.folder / "spec.yaml"),
@@ -69,11 +72,17 @@ def _space(path: Path) -> dict[str, Domain]:
     return space
 
 
-def _stage_hours(history: Sequence[Mapping[str, Any]], workers: int) -> dict[str, float]:
-    hours: dict[str, float] = {}
-    for line in history:
-        hours[line["stage"]] = hours.get(line["stage"], 0.0) + line.get("seconds", 0.0) * workers / 3600
-    return hours
+def _policies(store: SweepStore, members: Sequence[str]) -> tuple[dict[str, PolicyRecord], dict[str, str]]:
+    """The members' policies; and of those whose file cannot be read, what is wrong with it."""
+    policies, unreadable = {}, {}
+    for trial_id in members:
+        try:
+            policies[trial_id] = store.policy(trial_id)
+        except ConfigError as error:
+            unreadable[trial_id] = str(error)
+        except OSError as error:
+            unreadable[trial_id] = f"{error.filename}: {error.strerror}."
+    return policies, unreadable
 
 
 def eligible(view: SweepView) -> tuple[TrialRecord, ...]:

@@ -120,6 +120,22 @@ def test_settings_of_one_name_have_different_heads(tmp_path: Path) -> None:
     assert {"network.name", "data.name"} <= set(console.export_text().split())
 
 
+def test_a_policy_file_that_cannot_be_read_is_told_and_holds_nothing_up(run: Run, storage: Path) -> None:
+    before = json.loads(run("front", "first", "--json").stdout)
+    old, gone = (storage / "first" / "trials" / name / "policy.json" for name in ("t0000", "t0003"))
+    old.write_text(old.read_text().replace('"layers"', '"bits"'))
+    told = f"! first: the policy of trial 0 cannot be read: {old}: the policy file lacks 'layers'."
+    assert "".join(told.split()) in "".join(run("front", "first").stdout.split())
+    gone.unlink()
+    told = f"! first: 2 policies, of trials 3, 0, cannot be read: {gone}: no such file."
+    assert "".join(told.split()) in "".join(run("front", "first", "second").stdout.split())
+    found = json.loads(run("front", "first", "--json").stdout)
+    assert list(found["sweeps"][0]["unreadable_policies"]) == ["t0003", "t0000"]
+    assert [member["policy"] for member in found["front"]] == [member["policy"] for member in before["front"]]
+    assert list(read_views(["first"], storage)[0].policies) == ["t0001"]
+    run("compare", "first", "second", "--page", str(storage / "p.html"))
+
+
 def test_the_front_of_several_sweeps_is_that_of_all_their_trials(run: Run) -> None:
     found = json.loads(run("front", "first", "second", "--json").stdout)
     every = [*(("first", p) for p in POINTS), *(("second", p) for p in BETTER)]

@@ -141,6 +141,25 @@ def test_what_settings_do_not_foretell_has_no_shares() -> None:
     assert found["bops_g"]["method.top_k"] > 0.99
 
 
+def test_words_of_many_values_do_not_foretell_noise() -> None:
+    claimed = 0
+    for seed in range(30):
+        draw, noise = random.Random(seed), random.Random(1_000 + seed)
+        settings = [{"x.word": f"w{draw.getrandbits(40):x}", "x.u": draw.random()} for _ in range(20)]
+        claimed += importances(view_of(settings, lambda s: noise.random(), lambda s: 1.0))["top1"] != {}  # noqa: B023
+    # One in forty is beyond a 95 % interval on that side by chance.
+    assert claimed <= 3
+
+
+@pytest.mark.parametrize("order", ["abcd", "bdac", "cabd"])
+def test_a_word_that_matters_is_found_in_whatever_order_its_values_are_good(order: str) -> None:
+    for seed in range(5):
+        draw = random.Random(seed)
+        settings = [{"x.word": draw.choice("abcd"), "x.many": f"w{draw.getrandbits(40):x}"} for _ in range(60)]
+        view = view_of(settings, lambda s: order.index(s["x.word"]) + 0.5 * draw.random(), lambda s: 1.0)  # noqa: B023
+        assert importances(view)["top1"]["x.word"] > 0.8
+
+
 def test_it_is_the_same_every_time_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     view = view_of(drawn(40), lambda s: s["method.top_k"] + s["method.zeta"], lambda s: s["method.zeta"])
     with warnings.catch_warnings():

@@ -1,11 +1,14 @@
 """What device-hours went to, from the histories that trials write."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.records import State, SweepRecord, SweepStore, TrialRecord
 from service.spend import spend
+from service.standing import spent_hours
 from service.view import read_view
 from trainables.report import EpochReport, Stage
 
@@ -71,7 +74,7 @@ def test_every_hour_is_counted_once_by_stage_and_by_state(store: SweepStore) -> 
         ("t0003", 0.5, 0.25, 0.75),
         ("t0004", 0.75, 0.0, 0.0),
     ]
-    assert (found.search, found.finetune, found.cut_off, found.total) == (6.25, 1.75, 1.75, 8.0)
+    assert (found.cut_off, found.total) == (1.75, 8.0)
     assert found.references == 0.75
     assert found.per_front_point == 4.0
     assert found.by_state == {"done": 5.5 / 8, "pruned": 1 / 8, "failed": 0.75 / 8, "running": 0.75 / 8}
@@ -84,6 +87,24 @@ def test_the_hours_of_attempts_that_were_cut_off_stay(store: SweepStore) -> None
     found = spend(read_view(store))
     assert (found.total, found.by_state) == (1.0, {"pending": 1.0})
     assert found.total == store.spent_hours("t0000")
+
+
+def test_histories_without_times_leave_the_hours_to_the_results(store: SweepStore) -> None:
+    add(store, 0, "running", search=1.0)
+    history = store.trial_folder("t0000") / "history.jsonl"
+    (line,) = (json.loads(text) for text in history.read_text().splitlines())
+    lines = [line, {**line, "stage": "finetune"}]
+    measured = {"search_device_hours": 3.0, "finetune_device_hours": 0.5}
+    ended = replace(store.trial("t0000"), state="done", attempts=0, metrics={**METRICS, **measured})
+    store.finish_trial(ended)
+    # The search's time is known here from its history; as earlier versions wrote it, from nothing but the result.
+    for told, search in ((True, 1.0), (False, 3.0)):
+        kept = [line if told and line["stage"] == "search" else {**line, "seconds": None} for line in lines]
+        texts = [json.dumps({name: value for name, value in line.items() if value is not None}) for line in kept]
+        history.write_text("\n".join(texts) + "\n")
+        (one,) = spend(read_view(store)).trials
+        assert (one.search, one.finetune) == (search, 0.5)
+        assert store.spent_hours("t0000") == spent_hours(store) == read_view(store).hours["t0000"] == search + 0.5
 
 
 def test_a_sweep_that_has_not_begun_has_spent_nothing(store: SweepStore) -> None:
