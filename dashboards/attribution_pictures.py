@@ -6,6 +6,8 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
+from service.correlation import average_ranks
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -19,10 +21,7 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Places of the values, of the same shape: 1 for the largest, equal values share the mean of their places."""
     import numpy as np
 
-    _, inverse, counts = np.unique(-values, return_inverse=True, return_counts=True)
-    means = np.cumsum(counts) - (counts - 1) / 2
-    found: NDArray[np.float64] = means[inverse].reshape(values.shape)
-    return found
+    return np.array(average_ranks((-values).ravel().tolist())).reshape(values.shape)
 
 
 def map_png(values: NDArray[np.float32], *, side: int) -> bytes:

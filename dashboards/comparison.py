@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+INDICATORS = (
+    "IGD+: how far the front is behind the other's members on average, a Euclidean distance in the box, whose sides "
+    "count 1; 0 is nowhere behind. ε: by how much of those sides it has to improve in every objective to be nowhere "
+    "behind; 0 or less is nowhere behind."
+)
+
+
 def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> Group:
     """What each sweep has found, who is ahead where, how far apart the fronts are, and what the numbers mean."""
     from rich.console import Group
@@ -38,19 +45,18 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
         heading = f"Best {found.quality.label} of the policies that cost no more {found.cost.label}"
         parts += [Text(""), Text(heading), fitted(_leads(found, found.cost), width)]
     parts += [Text(""), Text("How far apart the fronts are"), fitted(_pairs(found), width), Text("")]
-    parts.append(
-        Text("Behind: by how much of the box's side, of each of the other's members on average; at most.", "dim")
-    )
+    parts.append(Text(INDICATORS, "dim"))
     return Group(*parts, *warned(found))
 
 
 def _verdict(found: Comparison) -> str:
     """Whose front dominates how much, the most first."""
     order = sorted(range(len(found.labels)), key=lambda place: -found.hypervolumes[place])
-    shares = [f"{found.labels[place]}'s {100 * found.hypervolumes[place]:.0f} %" for place in order]
-    first, *others = shares
-    front = first.replace("'s ", "'s front dominates ") + " of the common box"
-    return f"{front}, {', '.join(others)}, all together {100 * found.joint_hypervolume:.0f} %."
+    shares = [(found.labels[place], f"{100 * found.hypervolumes[place]:.0f} %") for place in order]
+    (first, most), *others = shares
+    rest = "".join(f", {label}'s {share}" for label, share in others)
+    together = f"{100 * found.joint_hypervolume:.0f} %"
+    return f"{first}'s front dominates {most} of the common box{rest}, all together {together}."
 
 
 def _totals(views: Sequence[SweepView], found: Comparison) -> Table:
@@ -118,17 +124,17 @@ def gap_words(one: Ahead) -> str:
 
 
 def _pairs(found: Comparison) -> Table:
-    table = new_table(["front", "against", "equals or beats", "behind", "at most"], left=("front", "against"))
+    table = new_table(["front", "against", "equals or beats", "IGD+", "ε"], left=("front", "against"))
     for a, ours in enumerate(found.labels):
         for b, theirs in enumerate(found.labels):
-            covered, mean, worst = found.coverage[a][b], found.distance[a][b], found.epsilon[a][b]
+            covered, distance, epsilon = found.coverage[a][b], found.distance[a][b], found.epsilon[a][b]
             if a != b:
                 table.add_row(
                     ours,
                     theirs,
                     NONE if covered is None else f"{100 * covered:.0f} %",
-                    NONE if mean is None else f"{mean:.3f}",
-                    NONE if worst is None else f"{max(worst, 0.0):.3f}",
+                    NONE if distance is None else f"{distance:.4f}",
+                    NONE if epsilon is None else f"{epsilon:+.4f}".replace("-", "−"),
                 )
     return table
 

@@ -119,7 +119,7 @@ def _check_page(page: Path | None, *, force: bool) -> None:
     from service.policies import check_output
 
     if page:
-        check_output(page, force=force)
+        check_output(page, force=force, example="front.html")
 
 
 def _write_page(page: Path, views: Sequence[SweepView], labels: Sequence[str]) -> None:

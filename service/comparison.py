@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import le
 
+from service.comparability import warnings_of
 from service.hypervolume import Box, Values
 from service.pareto import Objective, Point, front, knee, losses
 from service.records import TrialRecord
@@ -58,10 +59,11 @@ class Comparison:
     """Shares of the box, 0 to 1."""
     joint_hypervolume: float
     epsilon: Matrix
-    """I_ε+(A, B): by how much of the box A has to improve in every objective to be nowhere behind B; zero or less
-    where it is not behind."""
+    """I_ε+(A, B): by how much A has to improve in every objective, scaled to the box, to be nowhere behind B; zero or
+    less where it is not behind."""
     distance: Matrix
-    """IGD+(A, B): how far B's members are beyond what A dominates, on average, as a share of the box's side."""
+    """IGD+(A, B): mean Euclidean distance, objectives scaled to the box, of B's members from what A dominates. Neither
+    1 nor I_ε+ is a bound of it."""
     coverage: Matrix
     """C(A, B): share of B's members that some member of A equals or dominates."""
     cost: Objective | None
@@ -70,7 +72,7 @@ class Comparison:
     ahead: tuple[Ahead, ...]
     """Without gaps, by cost; from the cheapest policy on."""
     warnings: tuple[str, ...]
-    """Why the numbers may not mean the same on all sides."""
+    """Why the numbers may not mean the same, on all sides or within one."""
 
 
 def compare(views: Sequence[SweepView]) -> Comparison:
@@ -83,8 +85,9 @@ def compare(views: Sequence[SweepView]) -> Comparison:
     scaled = [[box.scaled(trial.metrics) for trial in members] if box else [] for members in fronts]
     joint, best = joint_front(fronts, objectives)
     cost, quality = axes(objectives)
+    labels = labels_of(views)
     return Comparison(
-        labels=labels_of(views),
+        labels=labels,
         objectives=objectives,
         box=box,
         fronts=fronts,
@@ -98,7 +101,7 @@ def compare(views: Sequence[SweepView]) -> Comparison:
         cost=cost,
         quality=quality,
         ahead=ahead(points, cost, quality) if cost else (),
-        warnings=warnings_of(views),
+        warnings=warnings_of(views, labels=labels, objectives=objectives),
     )
 
 
@@ -121,15 +124,15 @@ def axes(objectives: Sequence[Objective]) -> tuple[Objective | None, Objective]:
     """Cost and quality, against which fronts are read: BOPs and top-1, where they are objectives.
 
     Else the cost is the first objective of which less is better, and the quality the first other one of which more is,
-    or any other. None for the cost where there is no such pair.
+    or any other. Without such a pair there is no cost, and the quality is top-1, or the first objective.
     """
     named = {o.name: o for o in objectives}
     less = [o for o in objectives if o.direction == "min"]
     cost = named.get("bops_g") or (less[0] if less else None)
     others = [o for o in objectives if o is not cost]
     if cost is None or not others:
-        return None, objectives[0]
-    return cost, next((o for o in others if o.direction == "max"), others[0])
+        return None, named.get("top1", objectives[0])
+    return cost, named.get("top1") or next((o for o in others if o.direction == "max"), others[0])
 
 
 def _front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
@@ -237,47 +240,3 @@ def _standing(curves: Sequence[Curve], price: float) -> tuple[int | None, float 
         return leader, None
     gap = others[0][0] - first
     return (leader if gap else None), gap
-
-
-def warnings_of(views: Sequence[SweepView]) -> tuple[str, ...]:
-    """A line for each reason why the numbers may not mean the same in all sweeps; it names what they have."""
-    names = labels_of(views)
-
-    def told(what: Sequence[str]) -> str:
-        return "; ".join(f"{name}: {text or 'none'}" for name, text in zip(names, what, strict=True))
-
-    found = []
-    data, sizes = [_data_of(view) for view in views], [_image_sizes(view) for view in views]
-    if len(set(data)) > 1:
-        described = [
-            f"{view.sweep.facts.get('data', '?')} {_short(one)}" for view, one in zip(views, data, strict=True)
-        ]
-        found.append(f"The data differ, so top-1 and ARD do not say which policy is better ({told(described)}).")
-    if len({size for size in sizes if size}) > 1:
-        found.append(f"The images differ in size, and BOPs with them ({told(sizes)}).")
-    networks = [view.sweep.facts.get("network", "") for view in views]
-    if len(set(networks)) > 1 and any(o.name == "ard" for o in common_objectives(views)):
-        found.append(f"ARD is counted in ranks of each network's own map, and the networks differ ({told(networks)}).")
-    objectives = [", ".join(o.name for o in view.found.objectives) for view in views]
-    if len(set(objectives)) > 1:
-        common = ", ".join(o.name for o in common_objectives(views))
-        found.append(f"The sweeps have different objectives; compared are {common} ({told(objectives)}).")
-    bounds = [" and ".join(view.sweep.constraints) for view in views]
-    if len(set(bounds)) > 1:
-        found.append(f"The sweeps have different constraints, and only policies within them count ({told(bounds)}).")
-    return tuple(found)
-
-
-def _data_of(view: SweepView) -> tuple[str, ...]:
-    """Fingerprints of what the sweep's references were trained and validated on; its data sets' names before that."""
-    prints = {str(record.get("data_fingerprint", "")) for record in view.sweep.references.values()} - {""}
-    return tuple(sorted(prints)) or (view.sweep.facts.get("data", ""),)
-
-
-def _short(fingerprints: Sequence[str]) -> str:
-    return ", ".join(one[:8] for one in fingerprints)
-
-
-def _image_sizes(view: SweepView) -> str:
-    sizes = {policy.image_size for policy in view.policies.values()} - {0}
-    return ", ".join(f"{size}×{size} pixels" for size in sorted(sizes))

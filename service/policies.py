@@ -97,12 +97,12 @@ def policy_names(storage: Path) -> list[str]:
     return [f"{path.parents[2].name}/{path.parent.name}" for path in paths]
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Raises ConfigError for a file that must not be written."""
+def check_output(path: Path, *, force: bool, example: str = POLICY_FILE) -> None:
+    """Raises ConfigError for a file that must not be written; `example` is how one in a folder could be called."""
     if trial_of(path):
         raise ConfigError(f"{path}: that folder belongs to a trial, whose files never change; write elsewhere.")
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; give a file in it, such as {path / POLICY_FILE}.")
+        raise ConfigError(f"{path} is a folder; give a file in it, such as {path / example}.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{path}: {path.parent} is not a folder that can be written to; make it, or give another.")
     if path.exists() and not force:

@@ -46,7 +46,8 @@ def random_policies(
     """`count` policies with 97 to 100 % of `bops_g` (10^9), drawn independently: the first of them for any `count`.
 
     Of the widths that `choices` offers, whatever they score; the same for the same seed. Raises ConfigError that says
-    which costs there are where the window holds no policy, or so few among those of like cost that none is found.
+    which costs there are where the window holds no policy, or so few among those of like cost that none is found, and
+    how many were found where they are too few.
     """
     window = _window(choices, costs, bops_g)
     drawn = np.random.default_rng(seed)
@@ -60,9 +61,15 @@ def random_policies(
             return tuple(found)
         if not found and tried + BATCH >= MOST_DRAWS:
             break
+    around = f"of {tried + BATCH} policies drawn around {bops_g:g} G BOPs"
+    if found:
+        raise ConfigError(
+            f"{around} only {len(found)} of the {count} that are wanted were found within {100 * WINDOW:g} to 100 % of "
+            "it; ask for fewer, or give other BOPs."
+        )
     raise ConfigError(
-        f"of {MOST_DRAWS} policies drawn around {bops_g:g} G BOPs none costs {100 * WINDOW:g} to 100 % of it; "
-        f"those nearest to it cost {tilted.nearest}; give the BOPs of one of these."
+        f"{around} none costs {100 * WINDOW:g} to 100 % of it; those nearest to it cost {tilted.nearest}; give the "
+        "BOPs of one of these."
     )
 
 

@@ -1,12 +1,14 @@
 """Random policies of a given cost: uniform on their window, as brute force counts it, and fast."""
 
 import itertools
+import re
 import time
 from collections import Counter
 
 import pytest
 from scipy.stats import chi2
 
+from trainables import random_policy
 from trainables.api import count, random_policies
 from trainables.bops import CostModel, LayerWork
 from trainables.choices import Choices, Scores
@@ -120,6 +122,18 @@ def test_a_gap_between_costs_is_told_with_its_two_sides() -> None:
     below, above = max(c for c in near if c < 0.0007 * 0.97), min(c for c in near if c > 0.0007)
     with pytest.raises(ConfigError, match=f"nearest to it cost {below:g} G and {above:g} G; give the BOPs of one"):
         random_policies(choices, costs, bops_g=0.0007, count=1, seed=0)
+
+
+def test_fewer_than_are_wanted_are_told_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = small_choices()
+    monkeypatch.setattr(random_policy, "MOST_DRAWS", 1)
+    with pytest.raises(
+        ConfigError, match=r"^of 1024 policies drawn .* only (\d+) of the 1000 that are wanted"
+    ) as error:
+        random_policies(choices, COSTS, bops_g=8e-7, count=1000, seed=5)
+    found = int(re.search(r"only (\d+) of", str(error.value))[1])  # type: ignore[index]
+    assert 0 < found < 1000
+    assert len(random_policies(choices, COSTS, bops_g=8e-7, count=found, seed=5)) == found
 
 
 @pytest.mark.parametrize(("network", "widths"), [("resnet18", SMALL), ("mobilenet_v2", tuple(range(2, 9)))])

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dashboards import comparison as comparison_shown
 from dashboards import front as front_shown
+from dashboards.page import links_of, with_links
 from service.cli import main
 from service.comparison import compare
 from service.pareto import front
@@ -226,6 +227,7 @@ def test_a_sweep_is_named_by_its_folder_too(
         (("front", "first", "--json", "--csv"), "Give --json or --csv, not both."),
         (("front",), "Missing argument 'SWEEP...'"),
         (("compare", "first"), "give two sweeps or more, or see: bitfront front first"),
+        (("front", "first", "--page", "/tmp"), "/tmp is a folder; give a file in it, such as /tmp/front.html."),
         (("front", "first", "--page", "/nowhere/p.html"), "/nowhere is not a folder that can be written to"),
     ],
 )
@@ -233,6 +235,16 @@ def test_bad_input_ends_in_one_message_and_status_2(run: Run, arguments: tuple[s
     found = run(*arguments, status=2)
     assert message in found.stderr
     assert found.stdout == ""
+
+
+def test_a_page_has_the_links_of_the_sweeps_own_page(run: Run, tmp_path: Path, storage: Path) -> None:
+    page = tmp_path / "p.html"
+    run("front", "first", "--page", str(page))
+    assert links_of(page.read_text()) == ("", {})
+    runs = {"t0000": "#/experiments/1/runs/abc"}
+    (storage / "first" / "front.html").write_text(with_links(page.read_text(), base="http://a:5000", runs=runs))
+    run("front", "first", "--page", str(page), "--force")
+    assert links_of(page.read_text()) == ("http://a:5000", runs)
 
 
 def test_a_page_is_written_for_one_sweep_or_several_and_never_over_another_file(run: Run, tmp_path: Path) -> None:
@@ -263,6 +275,42 @@ def test_compare_says_who_is_ahead_where_in_words_and_for_programs(run: Run) -> 
     assert [line.split() for line in text.splitlines() if line.startswith("from 4")] == [["from", "4", "first", "0.5"]]
     assert "1 to 2" in text
     assert "1 to 2" not in run("compare", "first", "second", "--budget", "top1 >= 90").stdout
+
+
+def test_the_distances_are_called_by_their_names_and_signs_are_kept(run: Run, storage: Path) -> None:
+    found = json.loads(run("compare", "first", "second", "--json").stdout)
+    text = run("compare", "first", "second").stdout
+    rows = [line.split() for line in text.splitlines()]
+    assert ["front", "against", "equals", "or", "beats", "IGD+", "ε"] in rows
+    epsilon = f"{found['epsilon'][1][0]:+.4f}".replace("-", "−")
+    (row,) = (row for row in rows if row[:2] == ["second", "first"])
+    assert row[-2:] == [f"{found['igd_plus'][1][0]:.4f}", epsilon]
+    assert "at most" not in text
+    make_sweep(storage, [(99.0, 0.5, 1.0)], name="better")
+    rows = [line.split() for line in run("compare", "better", "first").stdout.splitlines()]
+    (row,) = (row for row in rows if row[:2] == ["better", "first"])
+    assert row[-2] == "0.0000"
+    assert row[-1].startswith("−0.")
+
+
+def test_the_verdict_is_right_for_folders_with_an_apostrophe(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "ana's sweeps"
+    folder.mkdir()
+    make_sweep(folder, BETTER)
+    text = " ".join(run("compare", str(folder / "first"), "first").stdout.split())
+    assert f"{folder / 'first'}'s front dominates" in text
+    assert text.count("'s front dominates") == 1
+
+
+def test_a_sweep_that_mixes_networks_is_warned_of_in_text_and_json(run: Run, storage: Path) -> None:
+    store = make_sweep(storage, POINTS[:2], name="mixed")
+    record = store.trial_folder("t0001") / "result.json"
+    record.write_text(record.read_text().replace('"method.start": "scratch"', '"network.name": "resnet20"'))
+    warning = "and the networks differ (mixed: resnet8, resnet20)."
+    assert "".join(warning.split()) in "".join(run("front", "mixed").stdout.split())
+    assert warning in json.loads(run("front", "mixed", "--json").stdout)["warnings"][0]
+    both = json.loads(run("compare", "mixed", "first", "--json").stdout)["warnings"]
+    assert "(mixed: resnet8, resnet20; first: resnet8)" in both[0]
 
 
 def test_what_cannot_be_compared_is_told_on_the_way(run: Run, storage: Path) -> None:

@@ -15,7 +15,6 @@ from service.comparison import (
     coverage,
     igd_plus,
     labels_of,
-    warnings_of,
 )
 from service.front import find_front
 from service.hypervolume import Values, hypervolume
@@ -72,6 +71,13 @@ def test_the_indicators_of_two_small_fronts_by_hand() -> None:
     # Means are over the members of the other front.
     assert igd_plus(theirs[:1], ours) == pytest.approx((0.2 + 0.2) / 2)
     assert igd_plus(ours, theirs[:1]) == pytest.approx(0.3)
+
+
+def test_a_mean_of_euclidean_distances_can_exceed_the_maximum_norm_and_the_boxs_side() -> None:
+    ours: list[Values] = [(0.9, 0.9, 0.9)]
+    theirs: list[Values] = [(0.0, 0.0, 0.0)]
+    assert additive_epsilon(ours, theirs) == pytest.approx(0.9)
+    assert igd_plus(ours, theirs) == pytest.approx(0.9 * 3**0.5)
 
 
 def test_a_front_that_dominates_has_no_distance_and_a_negative_epsilon() -> None:
@@ -169,6 +175,9 @@ def test_axes_are_bops_and_top1_where_they_are_objectives() -> None:
     assert names("ard", "bops_g", "top1") == ("bops_g", "top1")
     assert names("top1", "storage_mb") == ("storage_mb", "top1")
     assert names("bops_g", "ard") == ("bops_g", "ard")
+    assert names("compression", "top1", "bops_g") == ("bops_g", "top1")
+    assert names("compression", "top1") == (None, "top1")
+    assert names("storage_mb", "compression", "ard") == ("storage_mb", "compression")
     assert names("top1", "compression") == (None, "top1")
     assert names("bops_g") == (None, "bops_g")
     assert compare([view_of([(80.0, 1.0)], objectives=("top1",))]).ahead == ()
@@ -187,18 +196,63 @@ def test_sweeps_without_policies_are_compared_as_well() -> None:
 
 def test_what_keeps_numbers_from_being_compared_is_said_with_both_sides() -> None:
     a = view_of([(80.0, 1.0)], "a")
-    assert warnings_of([a, view_of([(81.0, 1.0)], "b")]) == ()
+    assert compare([a, view_of([(81.0, 1.0)], "b")]).warnings == ()
     other = {"r": {"top1": 70.0, "data_fingerprint": "0123456789" * 6}}
     b = view_of([(81.0, 1.0)], "b", references=other, facts={"data": "cifar10", "network": "resnet20"})
-    data, networks = warnings_of([a, b])
+    data, networks = compare([a, b]).warnings
     assert data == (
         "The data differ, so top-1 and ARD do not say which policy is better (a: digits ffffffff; b: cifar10 01234567)."
     )
     assert "(a: resnet8; b: resnet20)" in networks
     bounded = view_of([(81.0, 1.0)], "b", constraints=("top1 >= 80",))
-    assert warnings_of([a, bounded]) == (
+    assert compare([a, bounded]).warnings == (
         "The sweeps have different constraints, and only policies within them count (a: none; b: top1 >= 80).",
     )
+
+
+def mixed(settings: list[dict[str, object]], pixels: list[float], **changes: object) -> SweepView:
+    """A sweep whose trials have these settings and are compared with references of their own."""
+    view = view_of([(80.0 + n, 1.0 + n) for n in range(len(settings))], **changes)  # type: ignore[arg-type]
+    trials = tuple(
+        replace(one, settings=own, reference=str(n), metrics={**one.metrics, "attribution_pixels": count})
+        for n, (one, own, count) in enumerate(zip(view.trials, settings, pixels, strict=True))
+    )
+    return replace(view, trials=trials, found=find_front(trials, view.sweep))
+
+
+def reference(
+    fingerprint: str, data: str = "digits", image_size: int = 16, network: str = "resnet8"
+) -> dict[str, object]:
+    about = {"name": data, "image_size": image_size}
+    return {"top1": 99.0, "data_fingerprint": fingerprint * 64, "network": network, "data": about}
+
+
+def test_a_sweep_that_mixes_what_does_not_compare_is_warned_of_alone() -> None:
+    sizes = mixed([{"data.image_size": 16}, {"data.image_size": 32}], [16, 16])
+    assert compare([sizes]).warnings == (
+        "The images differ in size, and BOPs with them (a: 16×16 pixels, 32×32 pixels).",
+    )
+    # The same, where only the references tell it.
+    known = {"0": reference("f"), "1": reference("f", image_size=32)}
+    assert compare([mixed([{}, {}], [16, 16], references=known)]).warnings == compare([sizes]).warnings
+    known = {"0": reference("f"), "1": reference("0", data="cars")}
+    assert compare([mixed([{}, {}], [16, 16], references=known)]).warnings == (
+        "The data differ, so top-1 and ARD do not say which policy is better (a: digits ffffffff, cars 00000000).",
+    )
+    networks = [{"network.name": "resnet8"}, {"network.name": "resnet20"}]
+    assert compare([mixed(networks, [16, 16])]).warnings == (
+        "ARD is counted in ranks of each network's own map, and the networks differ (a: resnet8, resnet20).",
+    )
+    assert compare([mixed(networks, [16, 16], objectives=("top1", "bops_g"))]).warnings == ()
+    (pixels,) = compare([mixed([{}, {}], [49, 16])]).warnings
+    assert "their numbers differ (a: 16, 49)" in pixels
+
+
+def test_only_policies_that_count_are_warned_of() -> None:
+    networks = [{"network.name": "resnet8"}, {"network.name": "resnet20"}]
+    assert compare([mixed(networks, [16, 16], constraints=("bops_g <= 1",))]).warnings == ()
+    (warning,) = compare([mixed(networks, [16, 16]), view_of([(81.0, 1.0)], "b")]).warnings
+    assert warning.endswith("the networks differ (a: resnet8, resnet20; b: resnet8).")
 
 
 def test_sweeps_of_different_objectives_are_compared_in_those_that_they_share() -> None:
