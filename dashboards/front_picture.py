@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dashboards.trial_data import by_kind
 from service.view import SweepView
 
-INK, FADED = "#1d2733", 0.35
+INK, FAINT, FADED = "#1d2733", "#5a6674", 0.35
 MARKED, OTHERS = 70.0, 32.0
 """Sizes of points, square points."""
 
 
 def draw_front(view: SweepView, path: Path) -> None:
-    """Writes a PNG: top-1 against BOPs, coloured by ARD; the front in full colour, its knee a diamond."""
+    """Writes a PNG: top-1 against BOPs, coloured by ARD; the front in full colour, its knee a diamond.
+
+    Crosses are beyond a constraint.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -24,16 +28,19 @@ def draw_front(view: SweepView, path: Path) -> None:
     axes = figure.add_subplot()
     shades = [trial.metrics["ard"] for trial in found.done]
     scale = Normalize(min(shades, default=0.0), max(shades, default=1.0))
-    members = {trial.trial_id for trial in found.members}
-    knee = found.knee.trial_id if found.knee else ""
-    for name, marker, size, alpha, trials in (
-        ("dominated", "o", OTHERS, FADED, [t for t in found.done if t.trial_id not in members]),
-        ("front", "o", MARKED, 1.0, [t for t in found.members if t.trial_id != knee]),
-        ("knee", "D", MARKED, 1.0, [t for t in found.members if t.trial_id == knee]),
+    kinds = by_kind(found)
+    for kind, name, marker, size, alpha in (
+        ("beyond", "beyond a constraint", "x", OTHERS, 1.0),
+        ("dominated", "dominated", "o", OTHERS, FADED),
+        ("front", "front", "o", MARKED, 1.0),
+        ("knee", "knee", "D", MARKED, 1.0),
     ):
+        trials = kinds[kind]
         xs, ys = [t.metrics["bops_g"] for t in trials], [t.metrics["top1"] for t in trials]
         colours = [t.metrics["ard"] for t in trials]
-        if trials:
+        if kind == "beyond" and trials:
+            axes.scatter(xs, ys, s=size, c=FAINT, marker=marker, linewidths=1.2, label=name, zorder=2)
+        elif trials:
             axes.scatter(
                 xs, ys, s=size, c=colours, cmap="cividis", norm=scale, alpha=alpha, marker=marker, edgecolors=INK,
                 linewidths=0.8, label=name, zorder=2 + alpha,
@@ -53,6 +60,6 @@ def draw_front(view: SweepView, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        f"{view.sweep.name}: {len(members)} of {len(found.done)} policies on the front", fontsize=10, loc="left"
+        f"{view.sweep.name}: {len(found.members)} of {len(found.done)} policies on the front", fontsize=10, loc="left"
     )
     figure.savefig(path, dpi=100, format="png")

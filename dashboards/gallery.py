@@ -51,16 +51,16 @@ class _Group:
 
 
 def section(view: SweepView) -> str:
-    """An HTML fragment; empty where no policy on the front has maps."""
-    shown, missing = _front_maps(view)
-    notes = []
+    """An HTML fragment; empty where nothing is recorded of the front's policies."""
+    shown, missing, notes = _front_maps(view)
     if missing:
         who = f"trial {missing[0]}" if len(missing) == 1 else f"trials {', '.join(map(str, missing))}"
         notes.append(f"No maps of {who}: finished by an earlier version of Bitfront, or without a gallery.")
     groups, lost = _groups(view, shown)
     notes += lost
     if not groups:
-        return ""
+        # Without maps there is nothing to tell, unless some were there.
+        return _whole("", notes) if lost or len(notes) > bool(missing) else ""
     random, told = _random(view)
     if random:
         groups = [_with_random(group, random) for group in groups]
@@ -69,29 +69,35 @@ def section(view: SweepView) -> str:
     if len(view.found.members) > MOST_POLICIES:
         notes.append(f"Shown are the knee and others along the front, {len(shown)} of {len(view.found.members)}.")
     body = "".join(_group_html(group, place, groups) for place, group in enumerate(groups))
+    return _whole(f"<style>{_style(groups)}</style>", notes, body)
+
+
+def _whole(style: str, notes: Sequence[str], body: str = "") -> str:
     said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
-    return (
-        f'<section id="gallery"><style>{_style(groups)}</style><h2>Where the networks look</h2>{body}{said}</section>'
-    )
+    return f'<section id="gallery">{style}<h2>Where the networks look</h2>{body}{said}</section>'
 
 
-def _front_maps(view: SweepView) -> tuple[list[_Shown], list[int]]:
-    """The knee, then others at even distances along the front; and the numbers of those without maps."""
+def _front_maps(view: SweepView) -> tuple[list[_Shown], list[int], list[str]]:
+    """The knee, then others at even distances along the front; the numbers of those without maps; what is damaged."""
     knee = view.found.knee
     others = [trial for trial in view.found.members if knee is None or trial.trial_id != knee.trial_id]
     room = MOST_POLICIES - (knee is not None)
     if len(others) > room:
         others = [others[round(place * (len(others) - 1) / (room - 1))] for place in range(room)]
-    shown, missing = [], []
+    shown, missing, damaged = [], [], []
     for trial in [*([knee] if knee else []), *others]:
-        try:
-            maps = SampleMaps.load(view.folder / "trials" / trial.trial_id / ATTRIBUTION_FILE)
-        except StorageError:
+        path = view.folder / "trials" / trial.trial_id / ATTRIBUTION_FILE
+        if not path.exists():
             missing.append(trial.number)
+            continue
+        try:
+            maps = SampleMaps.load(path)
+        except StorageError as error:
+            damaged.append(f"The maps of trial {trial.number} are damaged: {error}")
             continue
         name = f"trial {trial.number}{' ◆' if trial is knee else ''}"
         shown.append(_Shown(name=name, metrics=trial.metrics, maps=maps, trial=trial.trial_id))
-    return shown, missing
+    return shown, missing, damaged
 
 
 def _groups(view: SweepView, shown: Sequence[_Shown]) -> tuple[list[_Group], list[str]]:
@@ -100,13 +106,14 @@ def _groups(view: SweepView, shown: Sequence[_Shown]) -> tuple[list[_Group], lis
     notes: dict[str, str] = {}
     for policy in shown:
         digest = policy.maps.samples
+        path = SampleImages.path(view.folder.parent / REFERENCES, policy.maps.reference, digest)
         try:
             if digest not in groups:
-                path = SampleImages.path(view.folder.parent / REFERENCES, policy.maps.reference, digest)
                 groups[digest] = _Group(images=SampleImages.load(path), policies=[])
             groups[digest].policies.append(policy)
         except StorageError as error:
-            notes[digest] = f"Sample images are missing: {error}"
+            what = "damaged" if path.exists() else "missing"
+            notes[digest] = f"The images of the maps are {what}: {error}"
     return list(groups.values()), list(notes.values())
 
 

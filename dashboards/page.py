@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 
 from dashboards import gallery
 from dashboards.page_compare import compare_page
-from dashboards.page_shell import Figure, Section, document, with_links
+from dashboards.page_shell import Figure, Section, document, links_of, with_links
 from dashboards.plots_bits import bits_section
 from dashboards.plots_front import CIVIDIS, front_content, front_section, scale
 from dashboards.plots_space import importance_section, lines_scales, space_section
@@ -15,7 +16,7 @@ from dashboards.sweep_facts import heading
 from dashboards.trial_data import columns, done_trials
 from service.view import SweepView
 
-__all__ = ["compare_page", "sweep_page", "with_links"]
+__all__ = ["compare_page", "linked_as", "links_of", "sweep_page", "with_links"]
 
 NO_GALLERY = Section(
     key="gallery",
@@ -23,6 +24,15 @@ NO_GALLERY = Section(
     intro="No attribution maps of the front's policies are recorded: there are no pictures.",
     body="",
 )
+
+
+def linked_as(page: str, stored: Path) -> str:
+    """The page with the addresses of runs that the sweep's own page has; as it is where that has none."""
+    try:
+        base, runs = links_of(stored.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return page
+    return with_links(page, base=base, runs=runs)
 
 
 def sweep_page(view: SweepView) -> str:

@@ -6,9 +6,11 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.front import better
+from dashboards.page_colours import series
 from dashboards.page_shell import Figure, Section, document, figure_place
 from dashboards.plots_front import CIVIDIS, axes_of, choices, constraint_lines, metrics_of, reference_lines, scale
-from dashboards.plots_spend import corner_text, growth_figure, growth_places
+from dashboards.plots_spend import Line, corner_text, growth_figure, growth_places
 from dashboards.sweep_facts import heading
 from dashboards.tables import Cell, number, table
 from dashboards.trial_data import PageTrial, columns, done_trials
@@ -16,10 +18,9 @@ from service.comparison import Ahead, Comparison, compare, labels_of
 from service.growth import growth
 from service.view import SweepView
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
-"""Okabe and Ito's; grey in the place of black, which no dark page shows."""
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star", "hexagon", "pentagon")
-SIGNS = ("●", "■", "▲", "◆", "✚", "★", "⬢", "⬟")
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star", "hexagon")
+"""7, so that with 8 colours 56 sweeps look different."""
+SIGNS = ("●", "■", "▲", "◆", "✚", "★", "⬢")
 """The symbols in a text."""
 
 
@@ -47,8 +48,9 @@ def compare_page(views: Sequence[SweepView], *, labels: Sequence[str] | None = N
     return document(title=f"{title} – compared", header=header, sections=sections, figures=figures, content=content)
 
 
-def _look(place: int) -> dict[str, str]:
-    return {"symbol": SYMBOLS[place % len(SYMBOLS)], "colour": COLOURS[place % len(COLOURS)]}
+def look(place: int) -> dict[str, str]:
+    """Shape and colour of the sweep at this place."""
+    return {"symbol": SYMBOLS[place % len(SYMBOLS)], "colour": series(place)}
 
 
 def _front_content(
@@ -66,7 +68,7 @@ def _front_content(
         for kind, suffix in (("beyond", ", beyond a constraint"), ("dominated", ", dominated"), ("front", "")):
             chosen = [i for i in mine if kinds[i] == kind]
             if chosen:
-                group = {"name": name + suffix, "sweep": name, "kind": kind, "members": chosen, **_look(at)}
+                group = {"name": name + suffix, "sweep": name, "kind": kind, "members": chosen, **look(at)}
                 groups.append(group)
     # Fronts lie above what they dominate, of all sweeps.
     groups.sort(key=lambda group: group["kind"] == "front")
@@ -108,16 +110,16 @@ def _front_section(
     title = {"key": "front", "title": "Fronts"}
     if not trials:
         return Section(**title, intro="No trial of these sweeps is done yet: there is no front.", body="")
-    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
     intro = (
-        f"Each point is a policy, in the shape and colour of its sweep. Better is: {html.escape(better)}. Full points "
-        "are the front of their sweep, faded ones are dominated in it. Click a name in the key to hide what it stands "
-        "for, and a point for all that is known of its trial."
+        f"Each point is a policy, in the shape and colour of its sweep. Better is: "
+        f"{html.escape(better(found.objectives))}. Full points are the front of their sweep, faded ones are dominated "
+        "in it. Click a name in the key to hide what it stands for, and a point, or choose a trial above, for all that "
+        "is known of it."
     )
     plot = figure_place("front", height=580, label="Fronts of the sweeps")
     details = (
-        '<aside id="details" aria-live="polite" aria-label="Selected trial"><p>Click a point, and the trial\'s '
-        "settings, metrics and bits stand here.</p></aside>"
+        '<aside id="details" aria-live="polite" aria-label="Selected trial"><p>Click a point, or choose a trial above, '
+        "and its settings, metrics and bits stand here.</p></aside>"
     )
     selects = choices(axes_of(found.objectives), metrics_of(trials)["metrics"], names=("y", "x"))
     return Section(**title, intro=intro, body=f'{selects}<div class="split">{plot}{details}</div>')
@@ -136,7 +138,7 @@ def _growth_section(
         f"over trials, which needs fewer. The corner is {html.escape(corner)}."
     )
     lines = [
-        (name, growth(view, box=found.box), _look(i)["colour"])
+        Line(name=name, steps=growth(view, box=found.box), place=i)
         for i, (view, name) in enumerate(zip(views, names, strict=True))
     ]
     figures = {"growth-trials": growth_figure(lines, "trials"), "growth-hours": growth_figure(lines, "hours")}
@@ -227,8 +229,8 @@ def _sweeps(views: Sequence[SweepView], names: Sequence[str]) -> Section:
     """Each sweep's own facts."""
     parts = []
     for at, (view, name) in enumerate(zip(views, names, strict=True)):
-        look = at % len(SIGNS)
-        sign = f'<span style="color:{COLOURS[look]}" aria-hidden="true">{SIGNS[look]}</span>'
+        colour = f"var(--{series(at).removeprefix('$')})"
+        sign = f'<span style="color:{colour}" aria-hidden="true">{SIGNS[at % len(SIGNS)]}</span>'
         parts.append(f"<h3>{sign} {html.escape(name)}</h3>{heading(view)}")
     intro = "What was compared: each sweep's settings, trials and hours."
     return Section(key="sweeps", title="Sweeps", intro=intro, body="".join(parts))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dashboards.page_colours import style
 from dashboards.plotly_bundle import packed_bundle
 
 Figure = dict[str, Any]
@@ -48,7 +49,8 @@ def document(
     data = {"figures": figures, **content}
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_asset("page.css")}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{style()}{_asset("page.css")}</style></head><body>
 {header}
 <nav aria-label="Sections"><div>{"".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name in links)}</div>
 <button type="button" id="theme" aria-pressed="false">Dark</button></nav>
@@ -76,6 +78,16 @@ def with_links(page: str, *, base: str, runs: Mapping[str, str]) -> str:
     return _RUNS.sub(lambda found: f"{found[1]}{content}{found[2]}", page, count=1)
 
 
+def links_of(page: str) -> tuple[str, dict[str, str]]:
+    """What `with_links` has put into a page: `base` and `runs`; none of a text that is no such page."""
+    found = _RUNS.search(page)
+    try:
+        kept = json.loads(page[found.end(1) : found.start(2)]) if found else {}
+        return str(kept.get("base", "")), {str(trial): str(run) for trial, run in dict(kept.get("runs", {})).items()}
+    except (ValueError, TypeError, AttributeError):
+        return "", {}
+
+
 def embedded(value: Any) -> str:
     """JSON that can stand in a script element, whatever its texts hold, with numbers trimmed."""
     text = json.dumps(trimmed(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -101,7 +113,7 @@ def figure_place(name: str, *, height: int, label: str, min_width: int = 0) -> s
     """Where the figure `name` is drawn; wider than the screen, it scrolls inside. `label` is for screen readers."""
     width = f";min-width:{min_width}px" if min_width else ""
     return (
-        f'<div class="wide"><div class="figure" role="img" aria-label="{html.escape(label)}" '
+        f'<div class="wide"><div class="figure" role="group" aria-label="{html.escape(label)}" '
         f'data-figure="{html.escape(name)}" style="height:{height}px{width}"></div></div>'
     )
 

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dashboards.page_shell import Figure, Section, figure_place
+from dashboards.policies import SHADES
 from service.records import TrialRecord
 from service.view import SweepView
 from trainables.policy import BitPolicy
 
-SHADES = dict(
-    enumerate(("#440154", "#31688e", "#1f998a", "#35b779", "#6ece58", "#a5db36", "#d2e21b", "#fde725"), start=1)
-)
-"""Viridis by the logarithm of the bits. More than 8 bits look like 8."""
 MOST = max(SHADES)
 ROW, SPARE = 16, 190
 """Pixels of a policy, and of all that is around the map."""
@@ -31,7 +28,11 @@ def bits_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         (trial, view.policies[trial.trial_id].policy) for trial in view.found.members if trial.trial_id in view.policies
     ]
     if not members:
-        why = "The front has no policy yet." if not view.found.members else "The policies' files are missing."
+        why = (
+            "The front has no policy yet."
+            if not view.found.members
+            else "The policies' files are missing, or cannot be read."
+        )
         return Section(**title, intro=why, body=""), {}
     groups: dict[tuple[str, tuple[str, ...]], list[Member]] = {}
     for trial, policy in members:

@@ -6,10 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboards.front import COLUMNS
+from dashboards.front import COLUMNS, better
 from dashboards.page_shell import Section, figure_place
 from dashboards.tables import Cell, number, short_names, table
-from dashboards.trial_data import PageTrial
+from dashboards.trial_data import PageTrial, by_kind
 from service.front import Front
 from service.pareto import METRICS, Objective, parse_constraint
 from service.records import SweepRecord
@@ -26,6 +26,15 @@ OTHERS = {
     "finetune_device_hours": "device-hours of the finetune",
 }
 """Metrics that are no objectives, as people read them."""
+
+
+KINDS = {
+    "beyond": "beyond a constraint",
+    "dominated": "dominated",
+    "front": "front",
+    "knee": "knee of the front",
+}
+"""Trials that are done, in the order in which they are drawn."""
 
 
 def scale(colours: Sequence[str]) -> list[list[Any]]:
@@ -56,23 +65,14 @@ def axes_of(objectives: Sequence[Objective]) -> dict[str, str]:
 def front_content(found: Front, sweep: SweepRecord, trials: Sequence[PageTrial]) -> dict[str, Any]:
     """What the script needs for one sweep's front; trials are meant by their places."""
     place = {one.trial.trial_id: i for i, one in enumerate(trials)}
-    members = {trial.trial_id for trial in found.members}
-    beyond = {trial.trial_id for trial in found.infeasible}
-    knee = found.knee.trial_id if found.knee else ""
-    kinds = [
-        ("beyond a constraint", "beyond", [t for t in place if t in beyond]),
-        ("dominated", "dominated", [t for t in place if t not in members and t not in beyond]),
-        ("front", "front", [t for t in place if t in members and t != knee]),
-        ("knee of the front", "knee", [t for t in place if t == knee]),
-    ]
     return {
         **axes_of(found.objectives),
         "groups": [
-            {"name": name, "kind": kind, "members": [place[t] for t in chosen]}
-            for name, kind, chosen in kinds
+            {"name": KINDS[kind], "kind": kind, "members": [place[trial.trial_id] for trial in chosen]}
+            for kind, chosen in by_kind(found).items()
             if chosen
         ],
-        "knee": place.get(knee),
+        "knee": place[found.knee.trial_id] if found.knee else None,
         "constraints": constraint_lines(sweep.constraints),
         "references": reference_lines(sweep),
         **metrics_of(trials),
@@ -108,7 +108,6 @@ def front_section(view: SweepView, trials: Sequence[PageTrial]) -> Section:
     if not found.done:
         return Section(key="front", title="Front", intro="No trial is done yet: there is no front.", body="")
     axes = axes_of(found.objectives)
-    better = ", ".join(f"{o.label} {'up' if o.direction == 'max' else 'down'}" for o in found.objectives)
     bounds = ""
     if view.sweep.constraints:
         bounds = (
@@ -116,28 +115,30 @@ def front_section(view: SweepView, trials: Sequence[PageTrial]) -> Section:
             "breaks it is shaded."
         )
     intro = (
-        f"Each point is a policy. Better is: {html.escape(better)}. Full points are the front, and ◆ is its knee; "
-        f"faded ones are dominated: another policy is nowhere worse and somewhere better.{bounds} Point at a policy "
-        "for its settings and bits, and click it for all that is known of it. On the scale of colours dark is less."
+        f"Each point is a policy. Better is: {html.escape(better(found.objectives))}. Full points are the front, and ◆ "
+        "is its knee; faded ones are dominated: another policy is nowhere worse and somewhere better."
+        f"{bounds} Point at a policy for its settings and bits, and click it, or choose its trial above, for all that "
+        "is known of it. Click a name in the key to hide what it stands for. On the scale of colours dark is less."
     )
     plot = figure_place("front", height=580, label="Front: the policies by two metrics, coloured by a third")
     details = (
         '<aside id="details" aria-live="polite" aria-label="Selected trial"><p>Click a point, or a number in the first '
-        "column of the table, and the trial's settings, metrics, bits and run stand here.</p></aside>"
+        "column of the table, or choose a trial above, and its settings, metrics, bits and run stand here.</p></aside>"
     )
     body = f'{choices(axes, metrics_of(trials)["metrics"])}<div class="split">{plot}{details}</div>{front_table(found)}'
     return Section(key="front", title="Front", intro=intro, body=body)
 
 
 def choices(axes: Mapping[str, str], metrics: Mapping[str, str], *, names: Sequence[str] = ("y", "x", "colour")) -> str:
-    """Selects for the axes, and whether a click opens a run."""
+    """Selects for the axes and for a trial, whose options the script adds; and whether a click opens a run."""
     labels = {"y": "Up", "x": "Across", "colour": "Colour"}
     selects = "".join(
         f'<label>{labels[name]}<select id="axis-{name}">{_options(metrics, axes[name])}</select></label>'
         for name in names
     )
+    trial = '<label>Trial<select id="trial"><option value="">none</option></select></label>'
     opens = '<label hidden><input type="checkbox" id="opens" checked> a click opens the run, too</label>'
-    return f'<div class="choices">{selects}{opens}</div>'
+    return f'<div class="choices">{selects}{trial}{opens}</div>'
 
 
 def _options(metrics: Mapping[str, str], chosen: str) -> str:

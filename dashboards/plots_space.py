@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dashboards.page_colours import RAMPS, TONES, Paper, series
 from dashboards.page_shell import Figure, Section, figure_place
 from dashboards.plots_front import axes_of, metric_label, scale
 from dashboards.tables import short_names
@@ -27,9 +28,6 @@ AXIS_WIDTH = 118
 MANY_VALUES = 24
 """Numbers that are a category each, so that every one can be read."""
 LOG_METRICS = ("bops_g", "bops_paper_g", "compression", "storage_mb", "storage_mib", "device_hours")
-BRIGHT = ("#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b")
-"""Viridis without its ends, which one of the papers swallows."""
-PAPERS = {"light": "#ffffff", "dark": "#14191f"}
 FADED = 0.75
 """Share of the paper in a dominated line's colour."""
 
@@ -73,16 +71,15 @@ def space_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     axes = [_setting_axis(name, label, done, view.space) for name, label in zip(names, short_names(names), strict=True)]
     axes += [_metric_axis(o.name, done) for o in view.found.objectives]
     intro = (
-        "Each line is a trial that is done: its settings on the left, what came of them on the right. Bright lines "
-        f"are the front, pale ones are not; the colour is {html.escape(metric_label(first))}. Drag along an axis to "
+        "Each line is a trial that is done: its settings on the left, what came of them on the right. Full lines "
+        f"are the front, faded ones are not; the colour is {html.escape(metric_label(first))}. Drag along an axis to "
         "keep only the lines that pass there, click it to have all back, and drag a name to move its axis. "
         f"“{ABSENT}” stands where a setting had no value, as another one ruled it out."
     )
     values = [trial.metrics[first] for trial in done]
     key = (
         f'<p class="key"><span>{html.escape(metric_label(first))}: {min(values):.4g} '
-        f'<i class="ramp" style="background:linear-gradient(90deg,{",".join(BRIGHT)})"></i> {max(values):.4g}'
-        "</span></p>"
+        f'<i class="ramp"></i> {max(values):.4g}</span></p>'
     )
     place = figure_place(
         "space", height=460, label="Parallel coordinates of the trials", min_width=AXIS_WIDTH * len(axes)
@@ -118,14 +115,16 @@ def _lines(view: SweepView, axes: Sequence[Axis], values: Sequence[float]) -> Fi
     return {"data": [trace], "layout": {"margin": {"l": 80, "r": 60, "t": 50, "b": 24}}}
 
 
-def lines_scales() -> dict[str, list[list[Any]]]:
+def lines_scales() -> dict[Paper, list[list[Any]]]:
     """Plotly's scale for each paper: below the middle dominated lines, which fade into it, above it the front's."""
-    return {name: _halves([_mixed(colour, paper) for colour in BRIGHT]) for name, paper in PAPERS.items()}
+    return {
+        name: _halves([_mixed(colour, TONES[name]["paper"]) for colour in ramp], ramp) for name, ramp in RAMPS.items()
+    }
 
 
-def _halves(faded: Sequence[str]) -> list[list[Any]]:
+def _halves(faded: Sequence[str], full: Sequence[str]) -> list[list[Any]]:
     lower = [[place / 2.01, colour] for place, colour in scale(faded)]
-    return lower + [[0.5 + place / 2, colour] for place, colour in scale(BRIGHT)]
+    return lower + [[0.5 + place / 2, colour] for place, colour in scale(full)]
 
 
 def _mixed(colour: str, paper: str) -> str:
@@ -246,22 +245,23 @@ def importance_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     """Bars for each objective."""
     count = len(view.found.done)
     title = {"key": "importance", "title": "Importance"}
-    shares = {name: found for name, found in importances(view).items() if found}
-    if not shares:
-        why = (
-            f"{count} of at least {MIN_TRIALS} trials are done: fewer say nothing about which settings matter."
-            if count < MIN_TRIALS
-            else "Neither settings nor objectives vary enough to say which settings matter."
-        )
+    if count < MIN_TRIALS:
+        why = f"{count} of at least {MIN_TRIALS} trials are done: fewer say nothing about which settings matter."
         return Section(**title, intro=why, body=""), {}
+    found_shares = importances(view)
+    shares = {name: found for name, found in found_shares.items() if found}
+    said = [html.escape(_nothing(name, view.found.done)) for name, found in found_shares.items() if not found]
+    if not shares:
+        return Section(**title, intro=" ".join(said), body=""), {}
     intro = (
-        f"How much of each objective's variation among the {count} trials that are done goes with each setting "
-        "(functional ANOVA of a random forest). The shares of an objective add up to 100 %. They say nothing about "
-        "direction, and hold within the ranges of this sweep only."
+        f"How each objective of the {count} trials that are done goes with single settings: for each setting its "
+        "share of what the settings explain one by one (main effects of a functional ANOVA of a random forest), so "
+        "that the shares of an objective add up to 100 %. What settings do only together, and what none explains, is "
+        "no part of it. They say nothing about direction, and hold within the ranges of this sweep only."
     )
-    caveat = ""
+    caveat = "".join(f'<p class="note">{line}</p>' for line in said)
     if count < 50:
-        caveat = (
+        caveat += (
             f'<p class="note">{count} trials are few: with other trials of the same space the shares can differ by '
             "tens of points. A setting with a small share may still matter together with others.</p>"
         )
@@ -272,6 +272,19 @@ def importance_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         for name in shares
     )
     return Section(**title, intro=intro, body=f'<div class="grid thirds">{places}</div>{caveat}'), figures
+
+
+def _nothing(metric: str, trials: Sequence[TrialRecord]) -> str:
+    """Why no setting has a share of this objective."""
+    label = metric_label(metric)
+    if len({trial.metrics[metric] for trial in trials if metric in trial.metrics}) < 2:
+        return f"{label}: all trials have the same."
+    names = varied(trials)
+    if not names:
+        return f"{label}: all trials have the same settings."
+    if all(sum(name in trial.settings for trial in trials) < MIN_TRIALS for name in names):
+        return f"{label}: fewer than {MIN_TRIALS} trials have the settings that vary."
+    return f"{label}: nothing can be said, as the settings foretell nothing of trials which the forest has not seen."
 
 
 def _bars(name: str, shares: Mapping[str, float]) -> Figure:
@@ -286,11 +299,14 @@ def _bars(name: str, shares: Mapping[str, float]) -> Figure:
         "textposition": "outside",
         "cliponaxis": False,
         "hovertemplate": "%{y}: %{x:.1f} %<extra></extra>",
-        "marker": {"color": "#0072B2"},
+        "marker": {"color": series(0)},
     }
     layout = {
         "title": {"text": metric_label(name), "font": {"size": 13}, "x": 0.02},
-        "xaxis": {"range": [0, min(118, max(percent) * 1.25)], "title": {"text": "share of the variation, %"}},
+        "xaxis": {
+            "range": [0, min(118, max(percent) * 1.25)],
+            "title": {"text": "share of what single settings explain, %"},
+        },
         "yaxis": {"type": "category"},
         "margin": {"l": 90, "r": 30, "t": 36, "b": 44},
     }

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from dashboards.page_colours import series
 from dashboards.page_shell import Figure, Section, figure_place
-from dashboards.plots_front import metric_label
+from dashboards.plots_front import KINDS, metric_label
 from dashboards.plots_space import log_ticks
 from dashboards.tables import facts
-from service.correlation import Correlation, rank_correlation
+from dashboards.trial_data import by_kind
+from service.correlation import MIN_POINTS, rank_correlation
 from service.growth import Growth, growth, reference_point
 from service.pareto import Objective
-from service.spend import Spend, spend
+from service.records import TrialRecord
+from service.spend import Spend, TrialSpend, spend
 from service.view import SweepView, eligible
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-"""Okabe and Ito's."""
+BLUE, ORANGE, PINK = series(0), series(1), series(3)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,7px")
+"""7, so that with 8 colours 56 lines look different."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """The growth of one sweep."""
+
+    name: str
+    steps: Sequence[Growth]
+    place: int = 0
+    """Among the sweeps of the page: its look."""
 
 
 def hypervolume_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
@@ -32,7 +47,7 @@ def hypervolume_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         "dominates: from 0 to 1, higher is better. Where the curve has become flat, more trials of this kind bring "
         f"little. The corner is {html.escape(corner)}."
     )
-    lines = [("", steps, BLUE)]
+    lines = [Line(name="", steps=steps)]
     figures = {"growth-trials": growth_figure(lines, "trials"), "growth-hours": growth_figure(lines, "hours")}
     return Section(**title, intro=intro, body=growth_places()), figures
 
@@ -50,21 +65,21 @@ def corner_text(corner: dict[str, float], objectives: Sequence[Objective]) -> st
     return ", ".join(f"{o.label} {corner[o.name]:.4g}" for o in objectives)
 
 
-def growth_figure(lines: Sequence[tuple[str, Sequence[Growth], str]], over: str) -> Figure:
-    """Steps of each sweep (label, growth, colour), over 'trials' or 'hours'."""
+def growth_figure(lines: Sequence[Line], over: str) -> Figure:
+    """Steps of each sweep, over 'trials' or 'hours'."""
     title = "trials that ended" if over == "trials" else "device-hours of the trials"
     data = [
         {
             "type": "scatter",
-            "mode": "lines" if len(steps) > 1 else "lines+markers",
-            "name": html.escape(name, quote=False),
-            "x": [0.0, *(step.trials if over == "trials" else step.device_hours for step in steps)],
-            "y": [0.0, *(step.hypervolume for step in steps)],
-            "line": {"shape": "hv", "color": colour, "width": 2},
+            "mode": "lines" if len(line.steps) > 1 else "lines+markers",
+            "name": html.escape(line.name, quote=False),
+            "x": [0.0, *(step.trials if over == "trials" else step.device_hours for step in line.steps)],
+            "y": [0.0, *(step.hypervolume for step in line.steps)],
+            "line": {"shape": "hv", "color": series(line.place), "dash": DASHES[line.place % 7], "width": 2},
             "hovertemplate": f"%{{x:.4g}} {title}<br>hypervolume %{{y:.4f}}<extra>%{{fullData.name}}</extra>",
             "showlegend": len(lines) > 1,
         }
-        for name, steps, colour in lines
+        for line in lines
     ]
     layout = {
         "xaxis": {"title": {"text": title}, "rangemode": "tozero"},
@@ -81,7 +96,6 @@ def ard_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     ards = [trial.metrics["ard"] for trial in done]
     if len(done) < 2:
         return Section(**title, intro="Fewer than two trials are done: there is nothing to compare yet.", body=""), {}
-    members = {trial.trial_id for trial in view.found.members}
     intro = (
         "The attribution rank difference says how differently the quantised network and the reference look at the "
         "same images; 0 is alike. GMPQ's premise is that policies with a small one generalise. Spearman's ρ says "
@@ -92,22 +106,21 @@ def ard_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     figures, notes = {}, []
     for metric in ("top1", "bops_g"):
         values = [trial.metrics[metric] for trial in done]
-        figures[f"ard-{metric}"] = _scatter(
-            metric, ards, values, [trial.trial_id in members for trial in done], [trial.number for trial in done]
-        )
-        notes.append(f"<li>{html.escape(_correlated(metric, rank_correlation(ards, values), len(done)))}</li>")
+        figures[f"ard-{metric}"] = _scatter(metric, by_kind(view.found))
+        notes.append(f"<li>{html.escape(_correlated(metric, ards, values))}</li>")
     places = "".join(
         figure_place(name, height=340, label=f"{name.removeprefix('ard-')} against ARD") for name in figures
     )
     return Section(**title, intro=intro, body=f'<div class="grid">{places}</div><ul>{"".join(notes)}</ul>'), figures
 
 
-def _correlated(metric: str, found: Correlation | None, count: int) -> str:
-    name = metric_label(metric)
+def _correlated(metric: str, ards: Sequence[float], values: Sequence[float]) -> str:
+    name, found = metric_label(metric), rank_correlation(ards, values)
     if found is None:
-        return (
-            f"{name} and ARD: no correlation can be given for {count} trials of which all, or all but a few, are equal."
-        )
+        same = " and ".join(one for one, side in ((name, values), ("ARD", ards)) if len(set(side)) == 1)
+        few = f"fewer than {MIN_POINTS} trials say nothing of a correlation"
+        why = few if len(ards) < MIN_POINTS else f"no correlation can be given, as all trials have the same {same}"
+        return f"{name} and ARD: {why}."
     rho, low, high = (f"{value:+.2f}".replace("-", "−") for value in (found.rho, found.low, found.high))
     if found.low > 0:
         said = f"policies with more ARD have more {name}"
@@ -118,25 +131,32 @@ def _correlated(metric: str, found: Correlation | None, count: int) -> str:
     return f"{name} and ARD: ρ = {rho}, 95 % interval {low} to {high}, {found.count} trials; {said}."
 
 
-def _scatter(
-    metric: str, ards: Sequence[float], values: Sequence[float], on_front: Sequence[bool], numbers: Sequence[int]
-) -> Figure:
-    data = []
-    for name, wanted, colour, opacity in (("dominated", False, GREY, 0.6), ("front", True, BLUE, 1.0)):
-        chosen = [i for i, member in enumerate(on_front) if member is wanted]
+MARKS: dict[str, dict[str, Any]] = {
+    "beyond": {"size": 8, "symbol": "x-thin-open", "color": "$faint", "line": {"width": 2}},
+    "dominated": {"size": 7, "symbol": "circle-open", "color": "$faint", "line": {"width": 1.5}},
+    "front": {"size": 9, "symbol": "circle", "color": BLUE, "line": {"width": 1, "color": "$paper"}},
+    "knee": {"size": 11, "symbol": "diamond", "color": BLUE, "line": {"width": 1, "color": "$paper"}},
+}
+
+
+def _scatter(metric: str, kinds: Mapping[str, Sequence[TrialRecord]]) -> Figure:
+    data: list[dict[str, Any]] = []
+    for kind, trials in kinds.items():
+        chosen = [trial for trial in trials if "ard" in trial.metrics]
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": name,
-                "x": [ards[i] for i in chosen],
-                "y": [values[i] for i in chosen],
-                "text": [f"trial {numbers[i]}" for i in chosen],
+                "name": KINDS[kind],
+                "x": [trial.metrics["ard"] for trial in chosen],
+                "y": [trial.metrics[metric] for trial in chosen],
+                "text": [f"trial {trial.number}" for trial in chosen],
                 "hovertemplate": "%{text}<br>ARD %{x:.4g}<br>%{y:.4g}<extra></extra>",
-                "opacity": opacity,
-                "marker": {"size": 8, "color": colour, "line": {"width": 1, "color": "$paper"}},
+                "marker": MARKS[kind],
+                "visible": bool(chosen),
             }
         )
+    values = [value for trace in data for value in trace["y"]]
     is_log = metric == "bops_g" and min(values) > 0
     ticks = log_ticks(min(values), max(values)) if is_log and max(values) > min(values) else []
     scale = {"type": "log", **({"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if ticks else {})}
@@ -162,12 +182,14 @@ def spend_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         "(pruned, diverged or failed) are grey: early stopping wants the bars of these to be short."
     )
     per_point = f"{found.per_front_point:.4g} device-h" if found.per_front_point is not None else ""
+    going = sum(one.hours for one in found.trials if _going(one))
     shares = ", ".join(f"{100 * share:.0f} % {state}" for state, share in found.by_state.items())
     numbers = facts(
         (
             ("all trials", f"{found.total:.4g} device-h"),
-            ("search, with a policy", f"{_useful(found, 'search'):.4g} device-h"),
-            ("finetune, with a policy", f"{_useful(found, 'finetune'):.4g} device-h"),
+            ("search, with a policy", f"{sum(one.search for one in found.trials if _useful(one)):.4g} device-h"),
+            ("finetune, with a policy", f"{sum(one.finetune for one in found.trials if _useful(one)):.4g} device-h"),
+            ("in trials that have not ended", f"{going:.4g} device-h" if going else ""),
             ("without a policy", f"{found.cut_off:.4g} device-h"),
             ("for each point of the front", per_point),
             ("references, shared", f"{found.references:.4g} device-h" if found.references else ""),
@@ -178,16 +200,21 @@ def spend_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     return Section(**title, intro=intro, body=numbers + place), {"spend": _spend_bars(found)}
 
 
-def _useful(found: Spend, stage: str) -> float:
-    return sum(getattr(one, stage) for one in found.trials if not one.cut_off)
+def _useful(one: TrialSpend) -> bool:
+    return one.state == "done"
+
+
+def _going(one: TrialSpend) -> bool:
+    return one.state in ("pending", "running")
 
 
 def _spend_bars(found: Spend) -> Figure:
     numbers = [one.number for one in found.trials]
     parts: list[tuple[str, list[float], str]] = [
-        ("search", [0.0 if one.cut_off else one.search for one in found.trials], BLUE),
-        ("finetune", [0.0 if one.cut_off else one.finetune for one in found.trials], ORANGE),
-        ("without a policy", [one.cut_off for one in found.trials], GREY),
+        ("search", [one.search if _useful(one) else 0.0 for one in found.trials], BLUE),
+        ("finetune", [one.finetune if _useful(one) else 0.0 for one in found.trials], ORANGE),
+        ("not ended yet", [one.hours if _going(one) else 0.0 for one in found.trials], PINK),
+        ("without a policy", [one.cut_off for one in found.trials], "$faint"),
     ]
     data: list[dict[str, Any]] = [
         {

@@ -31,7 +31,7 @@ def sweep_facts(view: SweepView) -> list[tuple[str, str]]:
         ("full precision", sweep.full_precision),
         ("device-hours of the trials", f"{sum(view.hours.values()):.4g}"),
         ("began", moment(sweep.created_ms)),
-        ("ended", f"{moment(sweep.ended_ms)}, {sweep.end}" if sweep.ended_ms else "not yet"),
+        ("ended", ", ".join(filter(None, (moment(sweep.ended_ms), sweep.end))) if sweep.ended_ms else "not yet"),
     ]
 
 

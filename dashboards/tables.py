@@ -18,7 +18,7 @@ class Cell(NamedTuple):
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str) -> str:
-    """A table whose heads sort it. A column is sorted by numbers where every cell has one."""
+    """A table whose heads sort it. A column is sorted by numbers where a cell has one, those without one last."""
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{_escape(name)}</button></th>' for name in heads
     )

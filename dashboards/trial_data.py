@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.front import Front
 from service.records import TrialRecord
 from service.view import SweepView
 from trainables.policy_file import PolicyRecord
@@ -19,6 +20,19 @@ class PageTrial:
     policy: PolicyRecord | None
     sweep: str = ""
     """Label of its sweep, on a page of several."""
+
+
+def by_kind(found: Front) -> dict[str, list[TrialRecord]]:
+    """The trials that are done: 'beyond' a constraint, 'dominated' within them, on the 'front', and its 'knee'."""
+    members = {trial.trial_id for trial in found.members}
+    beyond = {trial.trial_id for trial in found.infeasible}
+    knee = found.knee.trial_id if found.knee else ""
+    kinds: dict[str, list[TrialRecord]] = {"beyond": [], "dominated": [], "front": [], "knee": []}
+    for trial in found.done:
+        own = trial.trial_id
+        kind = "knee" if own == knee else "front" if own in members else "beyond" if own in beyond else "dominated"
+        kinds[kind].append(trial)
+    return kinds
 
 
 def done_trials(view: SweepView, *, label: str = "") -> list[PageTrial]:

@@ -123,10 +123,13 @@ def _check_page(page: Path | None, *, force: bool) -> None:
 
 
 def _write_page(page: Path, views: Sequence[SweepView], labels: Sequence[str]) -> None:
-    from dashboards.page import compare_page, sweep_page
+    from dashboards.page import compare_page, linked_as, sweep_page
     from service.records import write_text
 
-    write_text(page, sweep_page(views[0]) if len(views) == 1 else compare_page(views, labels=labels))
+    if len(views) > 1:
+        write_text(page, compare_page(views, labels=labels))
+    else:
+        write_text(page, linked_as(sweep_page(views[0]), views[0].folder / "front.html"))
 
 
 def _tell(views: Sequence[SweepView], found: Comparison, page: Path | None) -> None:

@@ -5,6 +5,7 @@ const content = JSON.parse(document.getElementById("content").textContent);
 const builders = {};  // figures that depend on what the reader has chosen; the others are content.figures
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 const root = document.documentElement;
+const SERIES = [1, 2, 3, 4, 5, 6, 7, 8].map((place) => `series-${place}`);
 
 function escaped(text) {
   return String(text).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
@@ -42,7 +43,7 @@ function unpackPlotly() {
 function colours() {
   const style = getComputedStyle(root);
   return Object.fromEntries(
-    ["ink", "paper", "faint", "line", "accent"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]),
+    ["ink", "paper", "faint", "line", "accent", ...SERIES].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]),
   );
 }
 
@@ -77,6 +78,7 @@ function themed(layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: faint, activecolor: accent },
     autosize: true,
+    uirevision: "page",  // zoom and hidden entries of the key outlive what is drawn anew
   };
 }
 
@@ -174,9 +176,18 @@ for (const name of Object.keys(content.figures).filter((one) => one.startsWith("
   };
 }
 
+// The axes in the order and with the brushes that the reader has given them.
+function asLeft(dimensions, drawn) {
+  if (!drawn) return dimensions.map((one, k) => ({ ...one, name: `axis ${k}` }));
+  return drawn.map(({ name, constraintrange }) => ({
+    ...dimensions[Number(name.split(" ")[1])], name, ...(constraintrange ? { constraintrange } : {}) }));
+}
+
 // Names of axes have less room on paper.
-builders.space = () => {
-  const { data: [trace], layout } = content.figures.space;
+builders.space = (place) => {
+  const { data: [given], layout } = content.figures.space;
+  // Plotly itself would keep brushes by an axis's place, whichever axis is there now.
+  const trace = { ...given, uirevision: false, dimensions: asLeft(given.dimensions, place.data?.[0].dimensions) };
   if (!isPrinting) return { data: [trace], layout };
   const small = { labelangle: -20, labelfont: { ...trace.labelfont, size: 9 }, tickfont: { ...trace.tickfont, size: 8 } };
   return { data: [{ ...trace, ...small }], layout: { ...layout, margin: { ...layout.margin, t: 70, r: 90 } } };
@@ -231,14 +242,15 @@ function sortBy(table, column, button) {
   head.setAttribute("aria-sort", order);
   const body = table.tBodies[0];
   const key = (row) => row.cells[column].dataset.value;
-  const rows = [...body.rows];
-  const isNumeric = rows.every((row) => key(row) !== undefined);
   const text = (row) => row.cells[column].textContent;
+  const isNumeric = [...body.rows].some((row) => key(row) !== undefined);
+  const isLast = (row) => (isNumeric ? key(row) === undefined : text(row) === "–");
+  const rows = [...body.rows].filter((row) => !isLast(row));
   rows.sort((a, b) =>
     isNumeric ? Number(key(a)) - Number(key(b)) : text(a).localeCompare(text(b), undefined, { numeric: true }),
   );
   if (order === "descending") rows.reverse();
-  body.append(...rows);
+  body.append(...rows, ...[...body.rows].filter(isLast));
 }
 
 function startTables() {

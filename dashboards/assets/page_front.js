@@ -124,22 +124,30 @@ const KINDS = {
   knee: { symbol: "diamond", size: 16, opacity: 1 },
 };
 
-function colouring(group, place) {
+function colouring(group) {
   if (group.colour) return { color: group.colour };
   if (group.kind === "beyond") return { color: "$faint" };
   const values = trials.metrics[chosen.colour];
   const seen = values.filter((value) => value !== null);
-  const isNarrow = place.clientWidth < 640;
-  const bar = { title: { text: escaped(label(chosen.colour)), side: isNarrow ? "top" : "right" }, thickness: 12,
-    ...(isNarrow ? { orientation: "h", y: 1.02, yanchor: "bottom", len: 0.9 } : { len: 0.9 }) };
   return {
     color: group.members.map((i) => values[i]), colorscale: content.scales.points,
     cmin: Math.min(...seen), cmax: Math.max(...seen),
-    showscale: group === front.groups.at(-1) && seen.length > 0, colorbar: bar,
   };
 }
 
-function groupTrace(group, place) {
+// The scale has a trace of its own, which nothing in the key hides.
+function colourBar(place) {
+  const seen = (trials.metrics[chosen.colour] ?? []).filter((value) => value !== null);
+  if (!seen.length || front.groups.every((group) => group.colour)) return [];
+  const isNarrow = place.clientWidth < 640;
+  const colorbar = { title: { text: escaped(label(chosen.colour)), side: isNarrow ? "top" : "right" }, thickness: 12,
+    ...(isNarrow ? { orientation: "h", y: 1.02, yanchor: "bottom", len: 0.9 } : { len: 0.9 }) };
+  return [{ type: "scatter", mode: "markers", x: [null], y: [null], hoverinfo: "skip", showlegend: false, meta: "scale",
+    marker: { color: [seen[0]], colorscale: content.scales.points, cmin: Math.min(...seen), cmax: Math.max(...seen),
+      showscale: true, colorbar } }];
+}
+
+function groupTrace(group) {
   const style = KINDS[group.kind];
   return {
     type: "scatter", mode: "markers", name: escaped(group.name), opacity: style.opacity,
@@ -147,7 +155,7 @@ function groupTrace(group, place) {
     customdata: group.members, text: group.members.map(hover), hovertemplate: "%{text}<extra></extra>",
     legendgroup: group.sweep ?? group.name, meta: group.kind,
     marker: { symbol: group.symbol && group.kind !== "beyond" ? group.symbol : style.symbol, size: style.size,
-      line: { width: group.kind === "beyond" ? 2 : 1, color: "$ink" }, ...colouring(group, place) },
+      line: { width: group.kind === "beyond" ? 2 : 1, color: "$ink" }, ...colouring(group) },
   };
 }
 
@@ -170,8 +178,10 @@ builders.front = (place) => {
   ];
   const isNarrow = place.clientWidth < 640;
   return {
-    data: [...front.groups.map((group) => groupTrace(group, place)), ring()],
-    layout: { xaxis, yaxis, hovermode: "closest", legend: { orientation: "h", y: isNarrow ? -0.28 : -0.16 },
+    data: [...front.groups.map(groupTrace), ...colourBar(place), ring()],
+    layout: {
+      xaxis: { ...xaxis, uirevision: chosen.x }, yaxis: { ...yaxis, uirevision: chosen.y }, hovermode: "closest",
+      legend: { orientation: "h", y: isNarrow ? -0.28 : -0.16, groupclick: "toggleitem" },
       shapes: marks.flatMap(({ shapes }) => shapes), annotations: marks.flatMap(({ annotations }) => annotations),
       margin: { l: 56, r: 16, t: isNarrow ? 76 : 32, b: 60 } },
   };
@@ -213,12 +223,41 @@ function showDetails(i, wasBlocked) {
     element("h4", "Metrics"), definitions(metrics.map((name) => [label(name), valueOf(name, i)])),
     element("h4", "Policy"), element("code", trials.hash[i], { class: "hash" }),
     trials.bits[i] ? bitsTable(i)
-      : element("p", `Not on the front; its bits are in trials/${trials.id[i]}/policy.json.`),
+      : element("p", whereBits(i)),
   );
 }
 
-function select(i) {
+const isOnFront = (i) => front.groups.some(({ kind, members }) => (kind === "front" || kind === "knee") && members.includes(i));
+
+function whereBits(i) {
+  const folder = trials.sweep ? ` of ${trials.sweep[i]}` : "";
+  return `${isOnFront(i) ? "This page does not hold its bits: they are" : "Not on the front; its bits are"} in ` +
+    `trials/${trials.id[i]}/policy.json${folder}.`;
+}
+
+function choose(i) {
   chosen.trial = i;
+  document.getElementById("trial").value = i ?? "";
+}
+
+function startTrials() {
+  const kinds = [];
+  for (const { kind, name, members } of front.groups) {
+    for (const i of members) kinds[i] = trials.sweep ? kind : name;
+  }
+  const options = trials.id.map((_, i) => element("option", i === front.knee ? heading(i) : `${heading(i)}, ${kinds[i]}`, { value: i }));
+  const choice = document.getElementById("trial");
+  choice.append(...options);
+  choice.addEventListener("change", () => {
+    choose(choice.value === "" ? null : Number(choice.value));
+    if (chosen.trial === null) document.getElementById("details").replaceChildren();
+    else showDetails(chosen.trial, false);
+    redraw(["front"]);
+  });
+}
+
+function select(i) {
+  choose(i);
   const address = trials.sweep ? "" : runAddress(trials.id[i]);
   const mayOpen = address && document.getElementById("opens")?.checked;
   showDetails(i, mayOpen && !openRun(address));
@@ -227,6 +266,7 @@ function select(i) {
 
 function startFront() {
   if (!front) return;
+  startTrials();
   const place = document.querySelector('[data-figure="front"]');
   place.addEventListener("first-drawn", () => place.on("plotly_click", ({ points }) => {
     if (Number.isInteger(points[0].customdata)) select(points[0].customdata);
@@ -239,7 +279,7 @@ function startFront() {
   }
   for (const button of document.querySelectorAll("button[data-trial]")) {
     button.addEventListener("click", () => {
-      chosen.trial = trials.id.indexOf(button.dataset.trial);
+      choose(trials.id.indexOf(button.dataset.trial));
       showDetails(chosen.trial, false);
       redraw(["front"]);
       document.getElementById("details").scrollIntoView({ block: "nearest" });

@@ -47,7 +47,7 @@ function runNote(trial, wasBlocked) {
   const note = element("p", "", { class: "run" });
   const address = runAddress(trial);
   if (!address) {
-    note.textContent = "Its run is linked once the sweep has been recorded in MLflow.";
+    note.textContent = "This page has no link to its run. Once the sweep is recorded in MLflow, the sweep's front.html has one.";
     return note;
   }
   note.append(runLink(address, "Open its run in MLflow"));

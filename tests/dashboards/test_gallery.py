@@ -13,6 +13,7 @@ from PIL import Image
 
 from dashboards.attribution_pictures import colours, map_png, ranks
 from dashboards.gallery import section
+from dashboards.page import sweep_page
 from service.baseline import Baseline, attribution_of
 from service.view import SweepView
 from trainables import attribution
@@ -199,6 +200,24 @@ def test_what_earlier_versions_left_is_nothing_or_said_to_be_missing(view_of: Ma
     text = section(view)
     assert "No maps of trial" in text
     assert "the sweep ended without one; `bitfront resume many` makes one" in text
-    for path in (tmp_path / "references").rglob("*.npz"):
-        path.unlink()
-    assert section(view) == ""
+    (images_path,) = (tmp_path / "references").rglob("*.npz")
+    images_path.write_bytes(b"torn")
+    assert "The images of the maps are damaged: " in section(view)
+    images_path.unlink()
+    text = section(view)
+    assert f"The images of the maps are missing: {images_path} does not exist." in text
+    assert "No attribution maps" not in sweep_page(view)
+    assert Parsed(text).all("img") == []
+
+
+def test_damaged_maps_are_told_from_missing_ones(view_of: MakeView) -> None:
+    view = view_of(num_trials=30, spread=0.5)
+    torn, missing = view.found.members[:2]
+    path = view.folder / "trials" / torn.trial_id / ATTRIBUTION_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"torn")
+    text = section(view)
+    assert f"The maps of trial {torn.number} are damaged: {path} cannot be read" in text
+    (told,) = re.findall("No maps of trials? ([^:]+):", text)
+    assert str(missing.number) in told.split(", ")
+    assert str(torn.number) not in told.split(", ")

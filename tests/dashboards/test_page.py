@@ -2,20 +2,30 @@
 
 import base64
 import gzip
+import itertools
 import json
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from dashboards.page import compare_page, sweep_page, with_links
+from dashboards.front_picture import draw_front
+from dashboards.page import compare_page, linked_as, links_of, sweep_page, with_links
+from dashboards.page_colours import RAMPS, SERIES, TONES, Paper
+from dashboards.page_compare import look
 from dashboards.page_shell import embedded, trimmed
 from dashboards.plots_bits import bits_section
-from dashboards.plots_front import axes_of
-from dashboards.plots_space import linear_ticks, log_ticks, short_texts, space_section
+from dashboards.plots_front import KINDS, axes_of
+from dashboards.plots_space import importance_section, linear_ticks, lines_scales, log_ticks, short_texts, space_section
+from dashboards.plots_spend import ard_section, spend_section
+from dashboards.sweep_facts import sweep_facts
+from dashboards.trial_data import by_kind
 from service.pareto import check_objectives
 from service.view import SweepView
 from trainables.errors import ConfigError
@@ -271,7 +281,170 @@ def test_equal_values_have_an_axis_too(view_of: MakeView) -> None:
         trial.metrics["ard"] = 1.0
     axis = dimensions(view)["ARD (ranks) ↓"]
     assert axis["range"][0] < 1.0 < axis["range"][1]
-    assert "no correlation can be given" in sweep_page(view)
+    assert "top-1 (%) and ARD: no correlation can be given, as all trials have the same ARD." in sweep_page(view)
+
+
+def test_so_few_trials_that_no_correlation_is_known_are_not_said_to_be_equal(view_of: MakeView) -> None:
+    for count in (2, 3):
+        page = sweep_page(view_of(num_trials=count, total_trials=count))
+        assert "fewer than 4 trials say nothing of a correlation." in page
+        assert "all trials have the same" not in page
+    assert "say nothing of a correlation" not in sweep_page(view_of(num_trials=4, total_trials=4))
+
+
+def test_hours_of_trials_that_have_not_ended_are_not_booked_as_bought_a_policy(view_of: MakeView) -> None:
+    view = view_of(num_trials=3, total_trials=6, last=["running", "failed"])
+    section, figures = spend_section(view)
+    bars = {trace["name"]: trace["y"] for trace in figures["spend"]["data"]}
+    assert bars == {
+        "search": [0.01] * 3 + [0, 0],
+        "finetune": [0.02] * 3 + [0, 0],
+        "not ended yet": pytest.approx([0, 0, 0, 0.03, 0]),
+        "without a policy": pytest.approx([0, 0, 0, 0, 0.03]),
+    }
+    for name, hours in (("search, with a policy", 0.03), ("in trials that have not ended", 0.03)):
+        assert f"<dt>{name}</dt><dd>{hours:.4g} device-h</dd>" in section.body
+
+
+def test_trials_beyond_a_constraint_are_not_called_dominated(view_of: MakeView, tmp_path: Path) -> None:
+    view = view_of(num_trials=40, total_trials=40, constraints=("bops_g <= 0.05",))
+    kinds = by_kind(view.found)
+    assert all(kinds.values())
+    assert {t.trial_id for t in kinds["beyond"]} == {t.trial_id for t in view.found.infeasible}
+    _, figures = ard_section(view)
+    for metric in ("top1", "bops_g"):
+        drawn = {trace["name"]: trace["y"] for trace in figures[f"ard-{metric}"]["data"]}
+        assert drawn == {KINDS[kind]: [t.metrics[metric] for t in trials] for kind, trials in kinds.items()}
+    names = [group["name"] for group in content(sweep_page(view))["front"]["groups"]]
+    assert names == list(KINDS.values())
+    alone = view_of(num_trials=40, total_trials=40, constraints=("bops_g <= 0.05",), objectives=("top1",))
+    draw_front(alone, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 5000
+
+
+def test_the_end_of_a_sweep_without_a_word_has_no_comma(view_of: MakeView) -> None:
+    facts = dict(sweep_facts(view_of(num_trials=1, total_trials=1, end="")))
+    assert facts["ended"] == "2023-11-14 23:13 UTC"
+    assert dict(sweep_facts(view_of(num_trials=1, total_trials=1)))["ended"] == "2023-11-14 23:13 UTC, finished"
+
+
+def test_links_of_a_page_are_those_that_were_put_in(view_of: MakeView, tmp_path: Path) -> None:
+    page = sweep_page(view_of(num_trials=2, total_trials=2))
+    given = {"t0000": "#/experiments/1/runs/<a>\\1"}
+    linked = with_links(page, base="http://a:1", runs=given)
+    assert links_of(linked) == ("http://a:1", given)
+    assert links_of(page) == ("", {})
+    for text in ("", "<html>", '<script type="application/json" id="runs">{torn</script>',
+                 '<script type="application/json" id="runs">[]</script>'):  # fmt: skip
+        assert links_of(text) == ("", {})
+    (tmp_path / "front.html").write_text(linked)
+    assert linked_as(page, tmp_path / "front.html") == linked
+    assert linked_as(page, tmp_path / "none.html") == page
+
+
+def test_importance_says_what_it_is_a_share_of_and_why_there_is_none(view_of: MakeView) -> None:
+    view = view_of(num_trials=60, total_trials=60, spread=0.02)
+    section, figures = importance_section(view)
+    assert "share of what the settings explain one by one" in section.intro
+    assert "share of what single settings explain, %" in str(figures["importance-top1"]["layout"]["xaxis"])
+    # Noise alone in one objective, and one that is always the same.
+    draw = random.Random(1)
+    for trial in view.found.done:
+        trial.metrics.update(ard=draw.random(), bops_g=1.0)
+    section, figures = importance_section(view)
+    assert set(figures) == {"importance-top1"}
+    assert (
+        "ARD (ranks): nothing can be said, as the settings foretell nothing of trials which the forest" in section.body
+    )
+    assert "BOPs (G): all trials have the same." in section.body
+    for trial in view.found.done:
+        trial.metrics["top1"] = draw.random()
+    section, figures = importance_section(view)
+    assert (section.body, figures) == ("", {})
+    assert "top-1 (%): nothing can be said, as the settings foretell nothing" in section.intro
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(colour: str, paper: str) -> float:
+    low, high = sorted((luminance(colour), luminance(paper)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("paper", ["light", "dark"])
+def test_what_is_drawn_stands_out_from_its_paper(paper: Paper) -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    background = TONES[paper]["paper"]
+    for colour in (*SERIES[paper], *RAMPS[paper], TONES[paper]["faint"], TONES[paper]["accent"]):
+        assert contrast(colour, background) >= 3, colour
+    scale = lines_scales()[paper]
+    assert [colour for _, colour in scale[-len(RAMPS[paper]) :]] == list(RAMPS[paper])
+
+
+def colours_in(value: Any, key: str = "") -> Iterator[str]:
+    match value:
+        case dict():
+            for name, inner in value.items():
+                yield from colours_in(inner, name)
+        case list() if key != "colorscale":
+            for inner in value:
+                yield from colours_in(inner, key)
+        case str() if "color" in key:
+            yield value
+
+
+def test_figures_name_colours_of_the_page_and_have_none_of_their_own(view_of: MakeView) -> None:
+    views = [
+        view_of(num_trials=30, total_trials=32, name=n, seed=i, last=["failed", "running"]) for i, n in enumerate("ab")
+    ]
+    for page in (sweep_page(views[0]), compare_page(views)):
+        data = content(page)
+        used = set(colours_in(data["figures"])) | {g["colour"] for g in data["front"]["groups"] if "colour" in g}
+        names = {f"${name}" for name in (*TONES["light"], "lines", *(f"series-{i + 1}" for i in range(8)))}
+        assert used - names <= {"rgba(0,0,0,0)"}
+        assert len(used) >= 2
+        assert all(f"--{name[1:]}:" in page for name in used & names - {"$lines"})
+
+
+BLINDNESS = {
+    "none": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
+"""Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB."""
+
+
+def lab(colour: str, matrix: Any) -> Any:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(matrix) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ seen / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("paper", ["light", "dark"])
+@pytest.mark.parametrize("kind", list(BLINDNESS))
+def test_series_are_told_apart_with_each_kind_of_colour_blindness(paper: Paper, kind: str) -> None:
+    seen = [lab(colour, BLINDNESS[kind]) for colour in SERIES[paper]]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 19
+
+
+def test_fifty_six_sweeps_look_different(view_of: MakeView) -> None:
+    assert len({tuple(look(place).values()) for place in range(56)}) == 56
+    views = [view_of(num_trials=3, total_trials=3, name=f"s{seed}", seed=seed) for seed in range(9)]
+    page = compare_page(views)
+    lines = content(page)["figures"]["growth-trials"]["data"]
+    assert len({(line["line"]["color"], line["line"]["dash"]) for line in lines}) == 9
+    signs = re.findall(r'<span style="(color:[^"]+)" aria-hidden="true">(.)</span>', page)
+    assert len(set(signs)) == 9
 
 
 def test_ticks_are_round_and_between_the_ends() -> None:

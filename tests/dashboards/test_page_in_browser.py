@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dashboards.page import compare_page, sweep_page, with_links
+from dashboards.page_colours import RAMPS
 from dashboards.plots_space import short_texts
 from service.view import SweepView
 
@@ -26,6 +27,7 @@ pytestmark = [
 MakeView = Callable[..., SweepView]
 Open = Callable[..., Any]
 BASE = "http://127.0.0.1:5000"
+FRONT = "document.querySelector('[data-figure=front]')"
 DRAWN = '[data-figure="front"][data-drawn]'
 HOST = """<!doctype html><p>viewer</p><script>
 fetch("page.html").then((answer) => answer.text()).then((text) => {
@@ -91,7 +93,7 @@ def points(page: Any) -> list[dict[str, Any]]:
         """() => {
           const place = document.querySelector('[data-figure="front"]');
           const box = place.getBoundingClientRect(), { xaxis, yaxis } = place._fullLayout;
-          return place._fullData.filter((trace) => trace.meta !== "ring").flatMap((trace) => trace.x.map((x, k) => ({
+          return place._fullData.filter((trace) => trace.customdata).flatMap((trace) => trace.x.map((x, k) => ({
             kind: trace.meta, trial: trace.customdata[k], text: trace.text[k],
             left: box.left + xaxis._offset + xaxis.d2p(x), top: box.top + yaxis._offset + yaxis.d2p(trace.y[k]),
           })));
@@ -160,7 +162,7 @@ def test_other_metrics_can_be_chosen_for_the_axes(show: Open, small: SweepView) 
     layout = "document.querySelector('[data-figure=front]')._fullLayout"
     page.wait_for_function(f"{layout}.xaxis.title.text.startsWith('weights')")
     found = page.evaluate(
-        "document.querySelector('[data-figure=front]')._fullData.flatMap((t) => t.meta === 'ring' ? [] : t.y)"
+        "document.querySelector('[data-figure=front]')._fullData.flatMap((t) => t.customdata ? t.y : [])"
     )
     assert sorted(found) == pytest.approx(sorted(t.metrics["ard"] for t in small.found.done), rel=1e-5)
 
@@ -185,7 +187,7 @@ def test_a_number_in_the_table_selects_its_trial(show: Open, small: SweepView) -
     trial = small.found.members[0]
     page.locator(f'button[data-trial="{trial.trial_id}"]').press("Enter")
     assert trial.policy_hash in page.inner_text("#details")
-    assert "once the sweep has been recorded" in page.inner_text("#details")
+    assert "This page has no link to its run" in page.inner_text("#details")
 
 
 def test_all_sections_are_drawn_as_they_come_near(show: Open, small: SweepView) -> None:
@@ -228,6 +230,167 @@ def test_a_brush_keeps_the_lines_that_pass_there(show: Open, small: SweepView) -
     assert 0.2 < (high - low) / 1.7 < 0.45
 
 
+def drag(page: Any, figure: str, begin: tuple[float, float], end: tuple[float, float]) -> None:
+    """Over the figure's plot, in shares of it."""
+    box = page.locator(f'[data-figure="{figure}"] .nsewdrag').bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (begin, end)]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=8)
+    page.mouse.up()
+
+
+def ranges(page: Any) -> list[list[float]]:
+    return page.evaluate(f"(({{ xaxis, yaxis }}) => [xaxis.range, yaxis.range])({FRONT}._fullLayout)")
+
+
+def visible(page: Any) -> dict[str, bool]:
+    """Whether the traces with points are shown, by name."""
+    return page.evaluate(
+        """Object.fromEntries(document.querySelector('[data-figure=front]')._fullData.filter((t) => t.customdata)
+          .map((t) => [t.name, t.visible === true]))"""
+    )
+
+
+def hide(page: Any, name: str) -> None:
+    """By a click on the name in the key."""
+    entry = page.locator('[data-figure="front"] .legend .traces').filter(has=page.get_by_text(name, exact=True))
+    entry.locator(".legendtoggle").click()
+    page.wait_for_function(
+        f"(name) => {FRONT}._fullData.find((trace) => trace.name === name).visible !== true", arg=name
+    )
+
+
+def test_zoom_and_what_is_hidden_outlive_a_click_and_the_theme(show: Open, small: SweepView) -> None:
+    page = show(sweep_page(small))
+    page.wait_for_selector(DRAWN)
+    first = ranges(page)
+    drag(page, "front", (0.05, 0.02), (0.7, 0.8))
+    page.wait_for_function(
+        f"document.querySelector('[data-figure=front]')._fullLayout.xaxis.range[0] > {first[0][0]} + 0.001"
+    )
+    zoomed = ranges(page)
+    hide(page, "dominated")
+    trial = small.found.members[0]
+    page.locator(f'button[data-trial="{trial.trial_id}"]').click()
+    ring = "document.querySelector('[data-figure=front]').data.at(-1).x[0]"
+    page.wait_for_function(f"Math.abs({ring} - {trial.metrics['bops_g']}) < 1e-6")
+    assert ranges(page) == zoomed != first
+    assert not visible(page)["dominated"]
+    page.click("#theme")
+    page.wait_for_function("document.querySelector('[data-figure=front]')._fullLayout.font.color === '#e6ebf1'")
+    assert ranges(page) == zoomed
+    assert not visible(page)["dominated"]
+    page.select_option("#axis-x", "storage_mib")
+    page.wait_for_function(
+        "document.querySelector('[data-figure=front]')._fullLayout.xaxis.title.text.startsWith('weights')"
+    )
+    assert ranges(page)[1] == zoomed[1]
+    values = [trial.metrics["storage_mib"] for trial in small.found.done]
+    low, high = ranges(page)[0]
+    assert 10**low < min(values) < max(values) < 10**high
+    assert not visible(page)["dominated"]
+
+
+def test_brushes_and_the_order_of_axes_outlive_the_theme(show: Open, small: SweepView) -> None:
+    page = show(sweep_page(small))
+    page.locator('[data-figure="space"]').scroll_into_view_if_needed()
+    page.wait_for_selector('[data-figure="space"][data-drawn] .axis-brush')
+    heading = page.locator(".parcoords .axis-title").first.bounding_box()
+    page.mouse.move(heading["x"] + heading["width"] / 2, heading["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(heading["x"] + heading["width"] / 2 + 190, heading["y"] + 5, steps=12)
+    page.mouse.up()
+    labels = "document.querySelector('[data-figure=space]').data[0].dimensions.map((one) => one.label)"
+    page.wait_for_function(f"{labels}[0] === 'eta'")
+    box = page.locator(".axis-brush").first.bounding_box()
+    middle = box["x"] + box["width"] / 2
+    page.mouse.move(middle, box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(middle, box["y"] + 0.5 * box["height"], steps=8)
+    page.mouse.up()
+    kept = "document.querySelector('[data-figure=space]').data[0].dimensions.map((one) => one.constraintrange ?? null)"
+    page.wait_for_function(f"{kept}.some((one) => one)")
+    before = page.evaluate(kept), page.evaluate(labels)
+    assert sum(one is not None for one in before[0]) == 1
+    page.click("#theme")
+    page.wait_for_function("document.querySelector('[data-figure=space]')._fullLayout.font.color === '#e6ebf1'")
+    assert (page.evaluate(kept), page.evaluate(labels)) == before
+
+
+def test_a_name_in_the_key_hides_what_it_stands_for_and_nothing_else(
+    show: Open, small: SweepView, view_of: MakeView
+) -> None:
+    page = show(sweep_page(small))
+    page.wait_for_selector(DRAWN)
+    names = list(visible(page))
+    assert names == ["beyond a constraint", "dominated", "front", "knee of the front"]
+    for name in reversed(names):
+        hide(page, name)
+        assert [one for one, is_shown in visible(page).items() if is_shown] == names[: names.index(name)]
+        assert page.locator('[data-figure="front"] .infolayer .cbaxis').count() == 1
+    views = [view_of(num_trials=20, total_trials=20, name=name, seed=seed) for seed, name in enumerate("ab")]
+    page = show(compare_page(views))
+    page.wait_for_selector(DRAWN)
+    hide(page, "a, dominated")
+    assert visible(page) == {"a, dominated": False, "b, dominated": True, "a": True, "b": True}
+
+
+def test_every_trial_can_be_chosen_by_keyboard(show: Open, small: SweepView, view_of: MakeView) -> None:
+    page = show(sweep_page(small))
+    members = {trial.trial_id for trial in small.found.members}
+    place, dominated = next((i, t) for i, t in enumerate(small.found.done) if t.trial_id not in members)
+    page.focus("#axis-colour")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "trial"
+    for _ in range(place + 1):
+        page.keyboard.press("ArrowDown")
+    page.wait_for_function(f"document.querySelector('#details h3')?.textContent === 'trial {dominated.number}'")
+    assert dominated.policy_hash in page.inner_text("#details")
+    assert page.locator("#trial option").count() == 26
+    assert page.locator('[role="img"]').count() == 0
+    assert page.locator('[data-figure="front"]').get_attribute("role") == "group"
+    views = [view_of(num_trials=4, total_trials=4, name=name, seed=seed) for seed, name in enumerate("ab")]
+    page = show(compare_page(views))
+    page.select_option("#trial", index=5)
+    page.wait_for_function("document.querySelector('#details h3').textContent === 'b, trial 0'")
+
+
+def test_a_column_that_some_cells_lack_is_sorted_by_number_with_these_last(show: Open, view_of: MakeView) -> None:
+    view = view_of(num_trials=60, total_trials=60, shell=0.5)
+    rates = [trial.settings.get("method.weight_lr") for trial in view.found.members]
+    present = sorted(rate for rate in rates if rate is not None)
+    assert None in rates
+    # As texts these would stand in another order.
+    assert present[0] < 0.1 < present[-1]
+    view.found.members[0].settings["method.weight_lr"] = 12.0
+    view.found.members[1].settings["method.weight_lr"] = 2.5e-05
+    expected = sorted(t.settings["method.weight_lr"] for t in view.found.members if "method.weight_lr" in t.settings)
+    page = show(sweep_page(view))
+    head = page.get_by_role("button", name="weight_lr")
+    place = head.evaluate("(button) => button.closest('th').cellIndex")
+    column = f"[...document.querySelectorAll('#front tbody tr')].map((row) => row.cells[{place}].textContent)"
+    missing = ["–"] * (len(view.found.members) - len(expected))
+    head.click()
+    assert page.evaluate(column) == [f"{rate:.4g}" for rate in expected] + missing
+    head.click()
+    assert page.evaluate(column) == [f"{rate:.4g}" for rate in reversed(expected)] + missing
+
+
+def test_a_member_without_a_policy_file_is_not_said_to_be_off_the_front(show: Open, view_of: MakeView) -> None:
+    views = [view_of(num_trials=20, total_trials=20, name=name, seed=seed) for seed, name in enumerate("ab")]
+    member = views[0].found.members[0]
+    views[0].policies.pop(member.trial_id)  # type: ignore[attr-defined]
+    page = show(compare_page(views))
+    page.select_option("#trial", str(views[0].found.done.index(member)))
+    text = page.inner_text("#details")
+    assert f"This page does not hold its bits: they are in trials/{member.trial_id}/policy.json of a." in text
+    members = {trial.trial_id for trial in views[0].found.members}
+    other = next(i for i, trial in enumerate(views[0].found.done) if trial.trial_id not in members)
+    page.select_option("#trial", str(other))
+    assert "Not on the front" in page.inner_text("#details")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_follows_the_readers_scheme_and_the_toggle(show: Open, small: SweepView, scheme: str) -> None:
     papers = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 25, 31)"}
@@ -260,6 +423,19 @@ def test_nothing_is_wider_than_a_narrow_screen(show: Open, small: SweepView) -> 
 def test_a_print_has_all_figures_in_light(show: Open, small: SweepView) -> None:
     page = show(sweep_page(small), color_scheme="dark")
     page.wait_for_selector(DRAWN)
+    ink = "document.querySelector('[data-figure=front]')._fullLayout.font.color"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = {"ink": page.evaluate(ink), "paper": page.evaluate(paper)}
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(f"{ink} === '#1d2733'")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    lines = page.evaluate("document.querySelector('[data-figure=space]')._fullData[0].line.colorscale")
+    assert [colour.lower() for _, colour in lines[-7:]] == list(RAMPS["light"])
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function(f"{ink} === '{dark['ink']}'")
+    assert page.evaluate(paper) == dark["paper"] == "rgb(20, 25, 31)"
+    page.emulate_media(media="screen")
     written = page.pdf()
     assert written.startswith(b"%PDF")
     undrawn = page.evaluate("document.querySelectorAll('[data-figure]:not([data-drawn])').length")
