@@ -55,7 +55,7 @@ def register(
     place = resolve_uri(uri or tracking.uri, store.folder.parent)
     check_tracking(place)
     registry = Registry(store, uri=place, experiment=tracking.experiment)
-    chosen = choose(registry.view, trials, whole_front=which == "front")
+    chosen = choose(name, registry.trials, registry.found, trials, whole_front=which == "front")
     found = registry.register(chosen, model=model or name, aliases=aliases)
     if as_json:
         click.echo(json.dumps([{"uri": one.uri, **dataclasses.asdict(one)} for one in found], indent=2))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.front import find_front, ranks
 from service.mirror_parent import ParentRun
@@ -21,6 +21,7 @@ from service.run_facts import (
     EPOCHS_TAG,
     ERROR_TAG,
     FAILURE_TAG,
+    ID_TAG,
     PARENT_TAG,
     RANK_TAG,
     STATE_TAG,
@@ -34,7 +35,7 @@ from service.run_facts import (
     trial_tags,
 )
 from service.run_writer import KnownRun, RunWriter
-from service.tracking import first_line
+from service.tracking import first_line, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,25 +75,34 @@ class Tracker:
         self._clock, self._refresh_at = clock, -float("inf")
         self._runs: _Runs | None = None
         self._ranks: dict[str, int] = {}
-        self._hours: dict[str, float] = {}
-        """Of final trials, which take no more."""
+        self._ends: dict[str, list[tuple[TrialRecord, float]]] = {}
+        """Of final trials, which end no more."""
 
-    def sync(self, *, alive: bool = True) -> float | None:
+    def sync(self, *, alive: bool = True, closing: bool = False) -> float | None:
         """Writes what the storage has and MLflow has not; doing it again changes nothing.
 
-        `alive`: whether a driver runs the sweep. Without one nothing stays RUNNING. Returns in how many seconds another
-        sync should follow, because something was left for later; None where nothing was.
+        `alive`: whether a driver runs the sweep; without one nothing stays RUNNING. `closing`: this is that driver's
+        last sync. Returns in how many seconds another one should follow, because something was left for later; None
+        where nothing was. Raises TrackingError where MLflow refuses. What cannot be recorded of one trial does not
+        keep the rest back.
         """
+        from mlflow.exceptions import MlflowException
+
         try:
-            return self._sync(alive)
-        except Exception:
+            return self._sync(alive, closing)
+        except Exception as error:
             # What was written before the error is read back by the next sync.
             self._runs = None
             self._refresh_at = -float("inf")
+            if isinstance(error, MlflowException):
+                raise refusal(self.uri, error) from None
             raise
 
-    def _sync(self, alive: bool) -> float | None:
+    def _sync(self, alive: bool, closing: bool) -> float | None:
         sweep, trials = self.store.sweep(), self.store.trials()
+        if sweep.ended_ms or closing or not alive:
+            # Another process may have recorded the sweep meanwhile; what it left is put right at the latest now.
+            self._runs = None
         runs = self._runs = self._runs or self._find(sweep)
         found = find_front(trials, sweep)
         if len(found.done) != len(self._ranks) + len(found.infeasible):
@@ -100,28 +110,51 @@ class Tracker:
         members = {trial.trial_id for trial in found.members}
         now = self._clock()
         refresh = not alive or bool(sweep.ended_ms) or now >= self._refresh_at
-        behind = False
-        for trial in trials:
-            if trial.started_ms:
-                behind |= self._sync_trial(
-                    runs, sweep, trial, member=trial.trial_id in members, alive=alive, refresh=refresh
-                )
-        ended = [(trial, self._spent(trial)) for trial in trials if trial.final]
-        links = {trial_id: f"#/experiments/{runs.writer.experiment_id}/runs/{run.run_id}"
-                 for trial_id, run in runs.children.items()}  # fmt: skip
-        behind |= runs.parent.sync(sweep, found, ended, links=links, alive=alive, refresh=refresh)
+        behind, wrong = False, None
+        for trial in (trial for trial in trials if trial.started_ms):
+            try:
+                member = trial.trial_id in members
+                behind |= self._sync_trial(runs, sweep, trial, member=member, alive=alive, refresh=refresh)
+            except Exception as error:
+                wrong = wrong or error
+                # Where nothing answers any more the others would only wait for it, one by one.
+                runs.writer.check()
+        ended = [end for trial in trials for end in self._ends_of(trial)]
+        address = f"#/experiments/{runs.writer.experiment_id}/runs/"
+        # In the order of the trials, whatever the order in which their runs were found.
+        order = [trial.trial_id for trial in trials if trial.trial_id in runs.children]
+        links = {trial_id: address + runs.children[trial_id].run_id for trial_id in order}
+        settled = closing or not alive
+        behind |= runs.parent.sync(sweep, found, ended, links=links, alive=alive, refresh=refresh, settled=settled)
+        if wrong:
+            raise wrong
         if refresh:
             self._refresh_at = self._clock() + REFRESH_S
         return max(0.0, self._refresh_at - now) if behind else None
 
-    def _spent(self, trial: TrialRecord) -> float:
-        if trial.trial_id not in self._hours:
-            self._hours[trial.trial_id] = self.store.spent_hours(trial.trial_id)
-        return self._hours[trial.trial_id]
+    def _ends_of(self, trial: TrialRecord) -> list[tuple[TrialRecord, float]]:
+        """How the trial has ended each time, with the device-hours since the last: a failed one may be run again."""
+        known = self._ends.get(trial.trial_id)
+        if known is not None and trial.final:
+            return known
+        ends, before = [], 0.0
+        for record in self.store.failed_before(trial.trial_id) if trial.attempts else []:
+            spent = self._spent_until(record)
+            ends.append((record, spent - before))
+            before = spent
+        if trial.final:
+            ends.append((trial, self.store.spent_hours(trial.trial_id) - before))
+            self._ends[trial.trial_id] = ends
+        return ends
+
+    def _spent_until(self, ended: TrialRecord) -> float:
+        """Device-hours of the epochs that the trial had reported when it ended so."""
+        before = (line for line in self.store.history(ended.trial_id) if line["time_ms"] <= ended.ended_ms)
+        return sum(line.get("seconds", 0.0) for line in before) * self.store.sweep().workers / 3600
 
     def _find(self, sweep: SweepRecord) -> _Runs:
         """The sweep's runs, each once; what another process has made twice is deleted."""
-        writer = RunWriter(self.uri, experiment=self.experiment, artifacts=self.store.folder.parent / "artifacts")
+        writer = RunWriter(self.uri, experiment=self.experiment)
         parents = writer.find(SWEEP_TAG, sweep.sweep_id)
         for run in parents[1:]:
             for child in writer.find(PARENT_TAG, run.run_id):
@@ -138,7 +171,8 @@ class Tracker:
         return _Runs(writer, parent, children)
 
     def _new_child(self, runs: _Runs, sweep: SweepRecord, trial: TrialRecord) -> KnownRun:
-        tags = {**provenance(sweep), PARENT_TAG: runs.parent.run.run_id, TRIAL_TAG: trial.trial_id}
+        ours = {ID_TAG: sweep.sweep_id, TRIAL_TAG: trial.trial_id}
+        tags = {**provenance(sweep), PARENT_TAG: runs.parent.run.run_id, **ours}
         return runs.writer.create(name=f"{sweep.name}-{trial.number}", start_ms=trial.started_ms, tags=tags)
 
     def _sync_trial(
@@ -162,7 +196,7 @@ class Tracker:
             tags[EPOCHS_TAG] = str(len(history))
         if moved:
             if trial.final:
-                points += result_points(trial, device_hours=self._spent(trial))
+                points += result_points(trial, device_hours=self.store.spent_hours(trial.trial_id))
                 runs.writer.files(run, [self.store.trial_folder(trial.trial_id) / name for name in TRIAL_FILES])
             runs.writer.untag(run, {ERROR_TAG, FAILURE_TAG} - set(tags))
             runs.writer.set_status(run, STATUS[state], end_ms=self._end_ms(trial, state))
@@ -176,8 +210,8 @@ class Tracker:
         """When the trial ended, or was last heard of; 0 while it runs."""
         if state == "running":
             return 0
-        last: Sequence[Mapping[str, int]] = [] if trial.final else self.store.history(trial.trial_id)[-1:]
-        return trial.ended_ms or (last[0]["time_ms"] if last else trial.started_ms)
+        last: Sequence[Mapping[str, Any]] = [] if trial.final else self.store.history(trial.trial_id)[-1:]
+        return trial.ended_ms or (int(last[0]["time_ms"]) if last else trial.started_ms)
 
 
 class BackgroundMirror:
@@ -213,7 +247,7 @@ class BackgroundMirror:
             self._wanted.clear()
             closing = self._closing.is_set()
             try:
-                due_s = self._tracker.sync()
+                due_s = self._tracker.sync(closing=closing)
                 self._error = None
             except Exception as error:  # whatever the server does, the sweep goes on and the next sync tries again
                 due_s = None

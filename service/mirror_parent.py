@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class ParentRun:
             # Last: a run without them is described again.
             writer.log(self.run, params=sweep.facts)
         self._course = Course(sweep)
-        self._counted: set[str] = set()
+        self._counted: set[tuple[str, int]] = set()
+        """Trials with the attempt that ended."""
         self._sent: dict[str, int] = {}
         """Files by the time of their last change, ns."""
 
@@ -47,19 +49,23 @@ class ParentRun:
         links: Mapping[str, str],
         alive: bool,
         refresh: bool,
+        settled: bool,
     ) -> bool:
         """Writes what has changed; whether files and note were left for later.
 
         Args:
-            ended: trials with their device-hours.
+            ended: each end of a trial, with the device-hours since its last one.
             links: by trial, the rest of its run's address behind the server's.
+            settled: whether no other process writes the sweep's page now.
         """
-        new = sorted((one for one in ended if one[0].trial_id not in self._counted), key=_when)
+        new = sorted((one for one in ended if _which(one[0]) not in self._counted), key=_when)
         points = self._points(new)
         tags = {**sweep_tags(sweep), ENDED_TAG: str(self._course.ended)}
         self._writer.inputs(self.run, datasets(sweep, sweep.references))
         if refresh:
-            self._send_files(sweep, links)
+            if settled and sweep.ended_ms:
+                self._link(self._store.folder / "front.html", links)
+            self._send_files(sweep)
             hours = sum(spent for _, spent in ended)
             tags[NOTE_TAG] = as_note(
                 sweep, found, device_hours=hours, links=links, pictures=self._pictures(found, links)
@@ -73,7 +79,7 @@ class ParentRun:
         recorded = int(self.run.tags.get(ENDED_TAG, "0"))
         points = []
         for trial, hours in new:
-            self._counted.add(trial.trial_id)
+            self._counted.add(_which(trial))
             points += self._course.add(trial, device_hours=hours)
         return [point for point in points if point[3] >= recorded]
 
@@ -85,11 +91,8 @@ class ParentRun:
     def _is_behind(self) -> bool:
         return any(self._sent.get(name) != time_ns for name, time_ns in self._files(ALWAYS).items())
 
-    def _send_files(self, sweep: SweepRecord, links: Mapping[str, str]) -> None:
+    def _send_files(self, sweep: SweepRecord) -> None:
         names = (*ALWAYS, *AT_THE_END) if sweep.ended_ms else ALWAYS
-        page = self._store.folder / "front.html"
-        if page.name in names and page.exists():
-            self._link(page, links)
         changed = {name: time_ns for name, time_ns in self._files(names).items() if self._sent.get(name) != time_ns}
         self._writer.files(self.run, [self._store.folder / name for name in changed])
         self._sent |= changed
@@ -98,10 +101,12 @@ class ParentRun:
         """Gives the stored page the addresses of the runs: from a file a click opens them, too."""
         from dashboards.page import with_links
 
-        text = page.read_text()
-        linked = with_links(text, base=server_address(self._writer.uri), runs=links)
-        if linked != text:
-            write_text(page, linked)
+        # Somebody else's storage, or one that is kept as it is, has its page without them.
+        if page.exists() and os.access(page.parent, os.W_OK):
+            text = page.read_text()
+            linked = with_links(text, base=server_address(self._writer.uri), runs=links)
+            if linked != text:
+                write_text(page, linked)
 
     def _pictures(self, found: Front, links: Mapping[str, str]) -> dict[str, str]:
         """Addresses, relative to MLflow's pages, of the pictures that the runs have, by their captions."""
@@ -124,6 +129,10 @@ class ParentRun:
             self._writer.set_status(self.run, "KILLED", end_ms=last_ms)
         else:
             self._writer.set_status(self.run, "RUNNING")
+
+
+def _which(trial: TrialRecord) -> tuple[str, int]:
+    return trial.trial_id, trial.attempts
 
 
 def _when(one: tuple[TrialRecord, float]) -> tuple[int, int]:

@@ -51,6 +51,8 @@ CHECKPOINT_FILE = "checkpoint.pt"
 POLICY_FILE = "policy.json"
 CHOICES_FILE = "choices.json"
 R = TypeVar("R")
+_EPOCH_KEYS = {"time_ms", "stage", "epoch", "metrics"}
+"""Of a line that tells of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +77,8 @@ class TrialRecord:
     failure: Failure = ""
     error: str = ""
     reference: str = ""
-    """Key of the full-precision reference that it is compared with; empty before it runs, and in older records."""
+    """Key of the full-precision reference that it is compared with, from its first attempt on; empty before, and in
+    older records."""
 
     @property
     def final(self) -> bool:
@@ -193,12 +196,17 @@ class SweepStore:
         self._save_trial(planned)
         return planned
 
-    def start_trial(self, trial_id: str, *, now_ms: int) -> TrialRecord:
-        """Notes that an attempt at a planned trial begins."""
+    def start_trial(self, trial_id: str, *, now_ms: int, reference: str = "") -> TrialRecord:
+        """Notes that an attempt at a planned trial begins; `reference` is the key of what it is compared with."""
         planned = self.trial(trial_id)
         started_ms = planned.started_ms or now_ms
         begun = dataclasses.replace(
-            planned, state="running", attempts=planned.attempts + 1, started_ms=started_ms, ended_ms=0
+            planned,
+            state="running",
+            attempts=planned.attempts + 1,
+            started_ms=started_ms,
+            ended_ms=0,
+            reference=reference or planned.reference,
         )
         self._save_trial(begun)
         return begun
@@ -222,6 +230,14 @@ class SweepStore:
         (folder / "result.json").rename(folder / f"failed-{record.attempts}.json")
         self._final.pop(trial_id, None)
 
+    def failed_before(self, trial_id: str) -> list[TrialRecord]:
+        """What the trial's attempts that were run again after a failure had ended with, the first first."""
+        now = self.trial(trial_id)
+        kept = [self.trial_folder(trial_id) / f"failed-{number}.json" for number in range(1, now.attempts + 1)]
+        found = [_read_record(TrialRecord, path) for path in kept if path.exists()]
+        # Not the one that stands: whoever wanted it run again was cut off.
+        return [record for record in found if not (now.final and record.attempts == now.attempts)]
+
     def append_epoch(self, trial_id: str, epoch: EpochReport, *, seconds: float, now_ms: int) -> None:
         """Adds a line to the trial's history, unless an attempt that was cut off has told of this epoch before.
 
@@ -243,6 +259,7 @@ class SweepStore:
 
     def finish_trial(self, record: TrialRecord) -> TrialRecord:
         """Writes the trial's result, unless it has one: the first is kept, and returned."""
+        record = dataclasses.replace(record, error=printable(record.error))
         write_once(self.trial_folder(record.trial_id) / "result.json", dataclasses.asdict(record))
         if record.state != "failed":
             self.checkpoint(record.trial_id).unlink(missing_ok=True)
@@ -308,7 +325,8 @@ class SweepStore:
 
     def history(self, trial_id: str) -> list[dict[str, Any]]:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
-        return _read_lines(self.trial_folder(trial_id) / "history.jsonl")
+        lines = _read_lines(self.trial_folder(trial_id) / "history.jsonl")
+        return [line for line in lines if line.keys() >= _EPOCH_KEYS]
 
     def stage_hours(self, trial_id: str) -> dict[str, float]:
         """Device-hours by stage of all epochs that the trial has reported, also in attempts that were cut off.
@@ -351,10 +369,15 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict)]
 
 
+def printable(text: str) -> str:
+    """The text with what no encoding has, such as a file name's undecodable bytes, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all, and survives a power cut."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with unfinished.open("w") as file:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -5,47 +5,48 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from service.front import Front
 from service.records import TrialRecord
-from service.view import SweepView
 from trainables.errors import ConfigError, StorageError, did_you_mean
 
 
-def choose(view: SweepView, names: Sequence[str], *, whole_front: bool) -> list[TrialRecord]:
+def choose(
+    name: str, trials: Sequence[TrialRecord], found: Front, wanted: Sequence[str], *, whole_front: bool
+) -> list[TrialRecord]:
     """The trials whose policies are meant: those named, or of the front all, cheapest first, or the knee.
 
-    A name is a trial's id or its number. Raises StorageError for a trial that is not there or has no policy.
+    `wanted` are ids of trials or their numbers. Raises StorageError for one that is not there or has no policy.
     """
-    found = view.found
-    if not names and not found.members:
+    if not wanted and not found.members:
         raise StorageError(
-            f"{view.sweep.name} has no front: no trial is done within the constraints. See `bitfront status "
-            f"{view.sweep.name}`; a policy beyond them is registered with --trial."
+            f"{name} has no front: no trial is done within the constraints. See `bitfront status "
+            f"{name}`; a policy beyond them is registered with --trial."
         )
-    if not names:
+    if not wanted:
         return list(found.members) if whole_front else [found.knee or found.members[0]]
-    known = {trial.trial_id: trial for trial in view.trials}
-    by_number = {str(trial.number): trial.trial_id for trial in view.trials}
-    chosen = []
-    for name in names:
-        trial = known.get(by_number.get(name, name))
+    known = {trial.trial_id: trial for trial in trials}
+    by_number = {str(trial.number): trial.trial_id for trial in trials}
+    chosen: dict[str, TrialRecord] = {}
+    for one in wanted:
+        trial = known.get(by_number.get(one, one))
         if trial is None:
-            raise StorageError(f"{view.sweep.name} has no trial {name!r}{did_you_mean(name, known)}.")
+            raise StorageError(f"{name} has no trial {one!r}{did_you_mean(one, known)}.")
         if trial.state != "done":
             raise StorageError(
-                f"{view.sweep.name}/{trial.trial_id} is {trial.state} and has no policy to register: only a trial that "
-                f"is done has. The front's are registered with: bitfront register {view.sweep.name} --front"
+                f"{name}/{trial.trial_id} is {trial.state} and has no policy to register: only a trial that "
+                f"is done has. The front's are registered with: bitfront register {name} --front"
             )
-        chosen.append(trial)
-    return chosen
+        chosen[trial.trial_id] = trial
+    return list(chosen.values())
 
 
-def place_of(trial: TrialRecord, view: SweepView) -> str:
+def place_of(trial: TrialRecord, found: Front) -> str:
     """Where the trial's policy stands in its sweep, in words."""
-    members = [member.trial_id for member in view.found.members]
+    members = [member.trial_id for member in found.members]
     if trial.trial_id not in members:
-        beyond = any(trial.trial_id == other.trial_id for other in view.found.infeasible)
+        beyond = any(trial.trial_id == other.trial_id for other in found.infeasible)
         return "beyond the constraints" if beyond else f"not on the front of {len(members)}"
-    knee = ", its knee" if view.found.knee and view.found.knee.trial_id == trial.trial_id else ""
+    knee = ", its knee" if found.knee and found.knee.trial_id == trial.trial_id else ""
     return f"place {members.index(trial.trial_id) + 1} of {len(members)} on the front by cost{knee}"
 
 

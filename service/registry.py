@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import driver
+from service.front import find_front
+from service.lineage import Lineage
 from service.mirror import Tracker
-from service.pareto import METRICS
 from service.records import POLICY_FILE, SweepStore, TrialRecord
 from service.registered_policy import MODELS_PREFIX
 from service.registrable import place_of
@@ -34,8 +35,8 @@ from service.run_facts import (
     reference_of,
     result_points,
 )
-from service.tracking import connect, first_line, without_secrets
-from service.view import read_view
+from service.run_writer import KnownRun, RunWriter
+from service.tracking import connect, refusal, without_secrets
 from trainables.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -51,11 +52,6 @@ VERSIONS_TAG = "mlflow.modelVersions"
 FLAVOUR = "bitfront"
 """The key of the MLmodel file under which `policy` names the policy file."""
 MODEL_TYPE = "bitfront-policy"
-LABELS = {name: metric.label for name, metric in METRICS.items()} | {
-    "full_bops_g": "BOPs in full precision (G)",
-    "float_mb": "weights that stay float (MB)",
-}
-"""Costs as people read them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +83,8 @@ class Registry:
 
     def __init__(self, store: SweepStore, *, uri: str, experiment: str) -> None:
         self.store, self.uri, self.experiment = store, uri, experiment
-        self.view = read_view(store)
+        self.sweep, self.trials = store.sweep(), store.trials()
+        self.found = find_front(self.trials, self.sweep)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.client: MlflowClient = connect(uri)
 
@@ -97,6 +94,7 @@ class Registry:
         Raises TrackingError where MLflow refuses; what was made until then is found again.
         """
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         chosen = {trial.policy_hash: trial for trial in reversed(trials)}
         if aliases and len(chosen) > 1:
@@ -104,27 +102,47 @@ class Registry:
                 f"--alias {aliases[0]} is for one policy, and {len(chosen)} are chosen; name its trial: --trial "
                 f"{trials[0].trial_id}"
             )
-        try:
-            runs = self._runs(self._finders(chosen.values()))
+        runs = self._runs(self._finders(chosen.values()))
+        order = list(dict.fromkeys(chosen[trial.policy_hash].trial_id for trial in trials))
+        by_id = {trial.trial_id: trial for trial in trials}
+
+        def make() -> list[Registered]:
             self._ensure_model(model)
-            order = [trial for trial in trials if chosen[trial.policy_hash] is trial]
-            return [self._register(trial, model, aliases, runs) for trial in order]
-        except MlflowException as error:
-            raise TrackingError(f"{without_secrets(self.uri)}: {first_line(error)}") from None
+            return [self._register(by_id[trial_id], model, aliases, runs) for trial_id in order]
+
+        try:
+            try:
+                return make()
+            except (MlflowException, SQLAlchemyError) as error:
+                if not _is_taken(error):
+                    raise
+                # Another process has made the same in this moment: it is found now.
+                return make()
+        except (MlflowException, SQLAlchemyError) as error:
+            again = "; another process registers the same: run it again" if _is_taken(error) else ""
+            raise TrackingError(f"{refusal(self.uri, error)}{again}") from None
 
     def _finders(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
         """All trials of the sweep that found one of these trials' policies."""
         hashes = {trial.policy_hash for trial in trials}
-        return [trial for trial in self.view.found.done if trial.policy_hash in hashes]
+        return [trial for trial in self.found.done if trial.policy_hash in hashes]
 
     def _runs(self, trials: Sequence[TrialRecord]) -> dict[str, Run]:
         """The trials' runs; the mirror is brought in line where one is missing or unfinished."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._found_runs(trials)
+        except MlflowException as error:
+            raise refusal(self.uri, error) from None
+
+    def _found_runs(self, trials: Sequence[TrialRecord]) -> dict[str, Run]:
         runs = self._recorded(trials)
         if len(runs) < len(trials):
             if driver.alive(self.store.folder):
                 missing = next(trial.trial_id for trial in trials if trial.trial_id not in runs)
                 raise TrackingError(
-                    f"{self.view.sweep.name} is running, and its driver has not recorded {missing} at "
+                    f"{self.sweep.name} is running, and its driver has not recorded {missing} at "
                     f"{without_secrets(self.uri)} yet; try again in a moment."
                 )
             Tracker(self.store, uri=self.uri, experiment=self.experiment).sync(alive=False)
@@ -132,23 +150,21 @@ class Registry:
         for trial in trials:
             if trial.trial_id not in runs:
                 raise TrackingError(
-                    f"{without_secrets(self.uri)} has no run of {self.view.sweep.name}/{trial.trial_id} even after a "
+                    f"{without_secrets(self.uri)} has no run of {self.sweep.name}/{trial.trial_id} even after a "
                     f"sync; is the experiment {self.experiment!r} deleted there?"
                 )
         return runs
 
     def _recorded(self, trials: Sequence[TrialRecord]) -> dict[str, Run]:
-        experiment = self.client.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            return {}
-        places = [experiment.experiment_id]
-        parents = self.client.search_runs(places, f"tags.`{SWEEP_TAG}` = '{self.view.sweep.sweep_id}'", max_results=1)
-        runs = {}
-        for trial in trials if parents else ():
-            mine = f"tags.`{PARENT_TAG}` = '{parents[0].info.run_id}' and tags.`{TRIAL_TAG}` = '{trial.trial_id}'"
-            for run in self.client.search_runs(places, f"{mine} and tags.`{STATE_TAG}` = 'done'", max_results=1):
-                runs[trial.trial_id] = run
-        return runs
+        """Those that the mirror keeps: of what was made twice it deletes the others."""
+        writer = RunWriter(self.uri, experiment=self.experiment)
+        parents = writer.find(SWEEP_TAG, self.sweep.sweep_id)
+        children: dict[str, KnownRun] = {}
+        for child in writer.find(PARENT_TAG, parents[0].run_id) if parents else []:
+            children.setdefault(child.tags.get(TRIAL_TAG, ""), child)
+        done = {trial_id: run for trial_id, run in children.items() if run.tags.get(STATE_TAG) == "done"}
+        wanted = [trial.trial_id for trial in trials if trial.trial_id in done]
+        return {trial_id: self.client.get_run(done[trial_id].run_id) for trial_id in wanted}
 
     def _ensure_model(self, model: str) -> None:
         if not self.client.search_registered_models(f"name = '{model}'"):
@@ -164,18 +180,21 @@ class Registry:
         self._ensure_files(logged, trial)
         for finder in finders:
             self._link(runs[finder.trial_id], logged, finder)
-        known = json.loads(version.tags.get(FOUND_TAG, "{}")) if version else {}
-        mine = {f"{self.view.sweep.sweep_id}/{t.trial_id}": self._finding(t, runs[t.trial_id]) for t in finders}
-        if version and any(known.get(key, {}).get("run") != finding["run"] for key, finding in mine.items()):
+        known = Lineage.read(version.tags.get(FOUND_TAG, "") if version else "")
+        mine = {f"{self.sweep.sweep_id}/{t.trial_id}": self._finding(t, runs[t.trial_id]) for t in finders}
+        lineage = known.with_sweep(self.sweep.sweep_id, mine).fitted(self.store.policy(trial.trial_id))
+        if version and {key: one["run"] for key, one in known.found.items()} != {
+            key: one["run"] for key, one in lineage.found.items()
+        }:
             added = "lineage"
-        version = self._written(version, logged, trial, model, {**known, **mine})
+        version = self._written(version, logged, trial, model, lineage)
         return Registered(
             model=model,
             version=str(version.version),
             policy_hash=trial.policy_hash,
             trial=trial.trial_id,
-            place=place_of(trial, self.view),
-            on_front=trial.trial_id in {member.trial_id for member in self.view.found.members},
+            place=place_of(trial, self.found),
+            on_front=trial.trial_id in {member.trial_id for member in self.found.members},
             added=added,
             found_by=tuple(sorted(finder.trial_id for finder in finders)),
             aliases={alias: self._move(model, alias, str(version.version)) for alias in aliases},
@@ -215,7 +234,7 @@ class Registry:
         )
 
     def _tags(self, trial: TrialRecord) -> dict[str, str]:
-        sweep = self.view.sweep
+        sweep = self.sweep
         ours = {name: value for name, value in provenance(sweep).items() if name.startswith("bitfront.")}
         return {**ours, SWEEP_TAG: sweep.sweep_id, TRIAL_TAG: trial.trial_id, HASH_TAG: trial.policy_hash}
 
@@ -247,7 +266,7 @@ class Registry:
         outputs = run.outputs.model_outputs if run.outputs else []
         if any(output.model_id == logged.model_id for output in outputs):
             return
-        sweep = self.view.sweep
+        sweep = self.sweep
         data = [one for one in datasets(sweep, [reference_of(sweep, trial)]) if one.context == "validation"]
         on_data = (data[0].name, data[0].digest) if data else (None, None)
         metrics = [
@@ -265,7 +284,8 @@ class Registry:
             "run": f"{run.info.experiment_id}/{run.info.run_id}",
             "top1": trial.metrics["top1"],
             "ard": trial.metrics["ard"],
-            "place": place_of(trial, self.view),
+            "place": place_of(trial, self.found),
+            "front": trial.trial_id in {member.trial_id for member in self.found.members},
         }
 
     def _written(
@@ -274,11 +294,11 @@ class Registry:
         logged: LoggedModel,
         trial: TrialRecord,
         model: str,
-        found_by: Mapping[str, Mapping[str, Any]],
+        lineage: Lineage,
     ) -> ModelVersion:
         """The version with all that is known of its policy; made where there is none."""
-        text, found = self._description(trial, found_by), json.dumps(found_by)
-        on_front = str(any(" on the front by cost" in finding["place"] for finding in found_by.values())).lower()
+        text, found = lineage.description(self.store.policy(trial.trial_id)), lineage.as_json()
+        on_front = str(lineage.on_front).lower()
         if version is None:
             with _global_uri(self.uri):
                 version = self.client.create_model_version(
@@ -304,37 +324,18 @@ class Registry:
             content = json.dumps([*known, {"name": model, "version": version}])
             self.client.set_logged_model_tags(logged.model_id, {VERSIONS_TAG: content})
 
-    def _description(self, trial: TrialRecord, found_by: Mapping[str, Mapping[str, Any]]) -> str:
-        """What the policy reaches, what it costs and who found it: Markdown, with links to the runs in MLflow's UI."""
-        record = self.store.policy(trial.trial_id)
-        best = max(found["top1"] for found in found_by.values())
-        costs = [(LABELS.get(name, name), value) for name, value in record.costs.items()]
-        rows = [
-            f"| [{key}](#/experiments/{found['run'].replace('/', '/runs/')}) "
-            f"| {found['top1']:.2f} | {found['ard']:.3f} | {found['place']} |"
-            for key, found in found_by.items()
-        ]
-        return "\n".join(
-            [
-                f"{best:.2f} % top-1 at {record.costs['bops_g']:.4g} G BOPs: bits for {record.policy.network}, "
-                f"searched by {record.method}.",
-                "",
-                "| cost | |",
-                "|---|---|",
-                *(f"| {label} | {value:.6g} |" for label, value in costs),
-                "",
-                "| found by | top-1 (%) | ARD | in its sweep |",
-                "|---|---|---|---|",
-                *rows,
-            ]
-        )
-
     def _move(self, model: str, alias: str, version: str) -> str:
         """Gives the version the alias; the version that had it before, empty for none."""
         before = str(self.client.get_registered_model(model).aliases.get(alias, ""))
         if before != version:
             self.client.set_registered_model_alias(model, alias, version)
         return before
+
+
+def _is_taken(error: Exception) -> bool:
+    """Whether what was to be made is there already."""
+    told = f"{getattr(error, 'error_code', '')} {error}"
+    return any(sign in told for sign in ("RESOURCE_ALREADY_EXISTS", "IntegrityError", "database is locked"))
 
 
 @contextmanager

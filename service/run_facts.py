@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from service.pareto import check_objectives, feasible, losses, parse_constraint
-from service.records import SweepRecord, TrialRecord
+from service.records import STATES, State, SweepRecord, TrialRecord, printable
 
-SWEEP_TAG, TRIAL_TAG, NAME_TAG = "bitfront.sweep", "bitfront.trial", "bitfront.sweep_name"
+SWEEP_TAG, TRIAL_TAG = "bitfront.sweep", "bitfront.trial"
+NAME_TAG, ID_TAG = "bitfront.sweep_name", "bitfront.sweep_id"
+"""Of a trial's run: its sweep's name, which may be used again, and SWEEP_TAG's value, by which the parent is found."""
 STATE_TAG, FRONT_TAG, RANK_TAG = "bitfront.state", "bitfront.front", "bitfront.rank"
 ERROR_TAG, FAILURE_TAG = "bitfront.error", "bitfront.failure"
 EPOCHS_TAG, ENDED_TAG = "bitfront.epochs", "bitfront.ended"
@@ -71,13 +73,14 @@ def trial_tags(sweep: SweepRecord, trial: TrialRecord, *, state: str, member: bo
     found = {
         **provenance(sweep),
         NAME_TAG: sweep.name,
+        ID_TAG: sweep.sweep_id,
         TRIAL_TAG: trial.trial_id,
         STATE_TAG: state,
         FRONT_TAG: str(member).lower(),
         "bitfront.policy_hash": trial.policy_hash,
         "bitfront.reference": reference,
         "bitfront.data_fingerprint": str(sweep.references.get(reference, {}).get("data_fingerprint", "")),
-        ERROR_TAG: trial.error[:ERROR_LENGTH],
+        ERROR_TAG: printable(trial.error)[:ERROR_LENGTH],
         FAILURE_TAG: (trial.failure or "none") if trial.error else "",
     }
     return {name: value for name, value in found.items() if value}
@@ -136,26 +139,31 @@ def result_points(trial: TrialRecord, *, device_hours: float) -> list[MetricPoin
 
 
 class Course:
-    """How a sweep stood after each of its ended trials, one after the other."""
+    """How a sweep stood after each end of a trial, one after the other.
+
+    A failed trial that is run again ends twice: until it does it counts as failed, and then as what has come of it. So
+    the ends only grow in number, and all of them are found in the storage again.
+    """
 
     def __init__(self, sweep: SweepRecord) -> None:
         self._objectives = check_objectives(sweep.objectives)
         self._constraints = [parse_constraint(text) for text in sweep.constraints]
-        self._counts = dict.fromkeys(("done", "pruned", "diverged", "failed"), 0)
+        self._states: dict[str, State] = {}
         self._front: list[tuple[float, ...]] = []
         self._best: dict[str, float] = {}
         self._hours = 0.0
         self.ended = 0
 
     def add(self, trial: TrialRecord, *, device_hours: float) -> list[MetricPoint]:
-        """The metrics of the sweep's run after this trial; their step is the number of trials that have ended."""
+        """The metrics of the sweep's run after this end, the step their number; hours are those since its last one."""
         self.ended += 1
         self._hours += device_hours
-        self._counts[trial.state] += 1
+        self._states[trial.trial_id] = trial.state
         if trial.state == "done" and feasible(trial.metrics, self._constraints):
             self._best["best_top1"] = max(self._best.get("best_top1", trial.metrics["top1"]), trial.metrics["top1"])
             self._place(losses(trial.metrics, self._objectives))
-        counts = {f"trials_{state}": count for state, count in self._counts.items()}
+        states = list(self._states.values())
+        counts = {f"trials_{state}": states.count(state) for state in STATES if state not in ("pending", "running")}
         numbers = {**counts, "front_size": len(self._front), **self._best, "device_hours": self._hours}
         return [(name, float(value), trial.ended_ms, self.ended) for name, value in numbers.items()]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.run_facts import DatasetFacts, MetricPoint
-from service.tracking import connect
+from service.tracking import connect, database_path, without_secrets
+from trainables.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,40 +39,61 @@ class KnownRun:
 class RunWriter:
     """One experiment of an MLflow server or database. Runs are addressed by id, whatever the environment says."""
 
-    def __init__(self, uri: str, *, experiment: str, artifacts: Path) -> None:
-        """`artifacts`: where an embedded database has its artifacts; a server decides for itself."""
-        self.uri, self._client = uri, connect(uri)
-        found = self._client.get_experiment_by_name(experiment)
-        self.experiment_id = self._create(experiment, artifacts) if found is None else str(found.experiment_id)
+    def __init__(self, uri: str, *, experiment: str) -> None:
+        """Makes nothing: the experiment appears with its first run. Raises TrackingError where it is deleted."""
+        self.uri, self._client, self._experiment = uri, connect(uri), experiment
+        self.experiment_id = self._look()
+        """Empty while there is none."""
 
-    def _create(self, experiment: str, artifacts: Path) -> str:
+    def _look(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            place, number = without_secrets(self.uri), found.experiment_id
+            raise TrackingError(
+                f"{place}: the experiment {self._experiment!r} is deleted there. Restore it with `MLFLOW_TRACKING_URI="
+                f"{place} mlflow experiments restore --experiment-id {number}`, or name another tracking.experiment "
+                "in the sweep's spec.yaml."
+            )
+        return "" if found is None else str(found.experiment_id)
+
+    def _create(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        location = artifacts.resolve().as_uri() if self.uri.startswith("sqlite:") else None
+        # Beside the database, which can be written to. A server decides for itself.
+        folder = database_path(self.uri).parent / "artifacts" if self.uri.startswith("sqlite:") else None
+        location = folder.resolve().as_uri() if folder else None
         try:
-            return str(self._client.create_experiment(experiment, artifact_location=location, tags=EXPERIMENT_TAGS))
+            return str(
+                self._client.create_experiment(self._experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
+            )
         except MlflowException:
             # Another process may have made it in this moment.
-            found = self._client.get_experiment_by_name(experiment)
-            if found is None:
+            found = self._look()
+            if not found:
                 raise
-            return str(found.experiment_id)
+            return found
+
+    def check(self) -> None:
+        """Raises what MLflow does where it does not answer."""
+        self._look()
 
     def find(self, tag: str, value: str) -> list[KnownRun]:
         """The runs with this tag, in an order that all processes see alike: described ones first, then by id."""
         found: list[KnownRun] = []
         token = None
-        while True:
+        while self.experiment_id:
             page = self._client.search_runs(
                 [self.experiment_id], f"tags.`{tag}` = '{value}'", max_results=PAGE, page_token=token
             )
             found += [_known(run) for run in page]
             token = page.token
             if not token:
-                return sorted(found, key=lambda run: (not run.described, run.run_id))
+                break
+        return sorted(found, key=lambda run: (not run.described, run.run_id))
 
     def create(self, *, name: str, start_ms: int, tags: Mapping[str, str]) -> KnownRun:
         """A new run, which is RUNNING."""
+        self.experiment_id = self.experiment_id or self._create()
         return _known(self._client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name))
 
     def delete(self, run: KnownRun) -> None:

@@ -44,7 +44,7 @@ def check_tracking(uri: str) -> None:
     if scheme in ("http", "https"):
         _probe_server(uri)
     elif scheme == "sqlite":
-        _probe_sqlite(Path(uri.split("///", 1)[-1]))
+        _probe_sqlite(database_path(uri))
     elif scheme not in DATABASES:
         known = ("http", "https", *DATABASES)
         raise TrackingError(f"tracking.uri: {uri!r} has the scheme {scheme!r}{did_you_mean(scheme, known)}.")
@@ -83,6 +83,16 @@ def _probe_sqlite(path: Path) -> None:
         raise TrackingError(f"tracking.uri: {path} cannot be created: {place} is not a writable folder.")
 
 
+def database_path(uri: str) -> Path:
+    """The file of an SQLite database."""
+    return Path(uri.split("///", 1)[-1])
+
+
+def refusal(uri: str, error: BaseException) -> TrackingError:
+    """What the user is told where MLflow itself refuses."""
+    return TrackingError(f"{without_secrets(uri)}: {first_line(error)}")
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first, without the credentials of addresses in it."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -116,8 +126,9 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:"):
-        _create_database(Path(uri.split("///", 1)[-1]))
-    return MlflowClient(tracking_uri=uri)
+        _create_database(database_path(uri))
+    # Or MLFLOW_REGISTRY_URI would send the models elsewhere.
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _create_database(path: Path) -> None:
@@ -140,10 +151,10 @@ def serve_ui(storage: Path, uri: str, *, host: str, port: int) -> int:
         raise TrackingError(
             f"--uri {without_secrets(uri)}: only an SQLite database is opened here; a server has its own pages."
         )
-    database = Path(resolve_uri(uri, storage).split("///", 1)[-1])
+    database = database_path(resolve_uri(uri, storage))
     if not database.exists():
         raise TrackingError(f"{database} does not exist: run a sweep with this storage first, or give --storage.")
-    artifacts = (storage.resolve() / "artifacts").as_uri()
+    artifacts = (database.resolve().parent / "artifacts").as_uri()
     arguments = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", resolve_uri(uri, storage)]
     arguments += ["--default-artifact-root", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -24,11 +24,17 @@ from service.spec import SweepSpec
 from service.standing import clock
 from service.sweeps import TRAIN_FOLDER
 from trainables import api
-from trainables.errors import BitfrontError, ConfigError
+from trainables.errors import BitfrontError, ConfigError, StorageError
 from trainables.policy_file import PolicyRecord, all_costs
 
 
 def baseline_is_due(spec: SweepSpec, store: SweepStore) -> bool:
+    """Whether the sweep wants a random policy, and has time left for it."""
+    limit = parse_duration(spec.limits.wall_time)
+    return baseline_is_wanted(spec, store) and not (limit and store.sweep().running_s >= limit)
+
+
+def baseline_is_wanted(spec: SweepSpec, store: SweepStore) -> bool:
     """Whether the sweep wants a random policy that it does not have, or has of another knee."""
     knee = find_front(store.trials(), store.sweep()).knee
     if knee is None or not (spec.gallery.random and spec.gallery.images):
@@ -38,7 +44,14 @@ def baseline_is_due(spec: SweepSpec, store: SweepStore) -> bool:
 
 
 def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science, *, seconds: float) -> None:
-    """Draws and finetunes the random policy of the knee, in at most so many seconds. Raises nothing."""
+    """Draws and finetunes the random policy of the knee, in at most so many seconds. Raises nothing.
+
+    Ctrl-C ends this alone, as a request to stop does: the sweep is finished.
+    """
+    more = f"no time left within limits.wall_time; `bitfront extend {store.folder.name} --wall-time …` makes it"
+    if seconds <= 0:
+        progress.note(f"random policy: {more}")
+        return
     knee = find_front(store.trials(), store.sweep()).knee
     assert knee is not None  # it is not due without one
     again = f"`bitfront resume {store.folder.name}` makes it"
@@ -46,10 +59,11 @@ def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, scienc
     progress.note(f"random policy of {knee.trial_id}'s cost: finetuning, to compare attribution with …")
     try:
         told = _described(_made(spec, store, knee, wanted, science, seconds=seconds))
-    except StoppedError:
+    except (StoppedError, KeyboardInterrupt):
         told = f"stopped on request; {again}"
     except TimeoutError:
-        told = f"no time left within the sweep's limits; {again}"
+        of_trial = parse_duration(spec.limits.trial_time)
+        told = f"ran longer than limits.trial_time; {again}" if of_trial and of_trial < seconds else more
     except Exception as error:
         told = _reason(store, wanted, unwrapped(error), again)
     progress.note(f"random policy: {told}")
@@ -111,7 +125,11 @@ def _drawn(spec: SweepSpec, store: SweepStore, knee: TrialRecord) -> PolicyRecor
     if of_knee.work is None:
         raise ConfigError(f"{knee.trial_id}'s policy file does not say what its layers do.")
     bops_g = of_knee.costs["bops_g"]
-    choices = store.choices(knee.trial_id)
+    try:
+        choices = store.choices(knee.trial_id)
+    except StorageError as error:
+        # Another attempt would not find them either.
+        raise ConfigError(str(error)) from None
     (policy,) = api.random_policies(choices, of_knee.work, bops_g=bops_g, count=1, seed=spec.seed)
     record = dataclasses.replace(
         of_knee,

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -45,9 +46,14 @@ def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, s
         if record is None or key not in known:
             record = _ensured(spec, config, store, science)
         progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision")
-        about = {"network": config.network.name, "data": dataclasses.asdict(config.data)}
-        known[key] = {**dataclasses.asdict(record), **about}
+        known[key] = {**dataclasses.asdict(record), "network": config.network.name, "data": _data(config)}
         store.save_sweep(dataclasses.replace(store.sweep(), references=known))
+
+
+def _data(config: TrialConfig) -> dict[str, Any]:
+    """The data as whoever syncs, from whatever folder, can name them."""
+    data = dataclasses.asdict(config.data)
+    return {**data, "root": str(Path(data["root"]).expanduser().absolute())} if data.get("root") else data
 
 
 def _ensured(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
@@ -93,11 +99,15 @@ def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, sci
 def awaited(made: ray.ObjectRef[Any], store: SweepStore, *, seconds: float = math.inf) -> Any:
     """What a task returns. Ends it and raises StoppedError on a request to stop, TimeoutError after so many seconds."""
     last = time.monotonic() + seconds
-    while not ray.wait([made], timeout=STOP_POLL_S)[0]:
-        stopped = driver.stop_requested(store.folder)
-        if stopped or time.monotonic() > last:
-            ray.cancel(made, force=True)
-            raise StoppedError if stopped else TimeoutError
+    try:
+        while not ray.wait([made], timeout=STOP_POLL_S)[0]:
+            if driver.stop_requested(store.folder):
+                raise StoppedError
+            if time.monotonic() > last:
+                raise TimeoutError
+    except (StoppedError, TimeoutError, KeyboardInterrupt):
+        ray.cancel(made, force=True)
+        raise
     return ray.get(made)
 
 

@@ -7,6 +7,7 @@ are final.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,8 +15,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from dashboards.page import sweep_page
 from service import driver
 from service.front import Front, find_front
 from service.mirror import BackgroundMirror, Tracker
-from service.orchestrate.baseline import baseline_is_due, make_baseline
+from service.orchestrate.baseline import baseline_is_due, baseline_is_wanted, make_baseline
 from service.orchestrate.cluster import connected
 from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper, end_after
@@ -52,8 +53,12 @@ from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import first_line, resolve_uri
 from service.view import read_view
 from trainables import api
+from trainables.errors import BitfrontError
+
+log = logging.getLogger("bitfront.sweep")
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
+PAGE_ERROR = "page-error.txt"
 DRIVER_MEMORY = 2**20
 """Bytes that a trial asks for when its workers have the processors. Some resource it must name, and a share of a CPU
 could leave its own workers without a whole one for ever."""
@@ -115,9 +120,11 @@ def run_sweep(
             end = end if end == FINISHED else f"error: {first_line(error)}"
             raise
         finally:
-            _close(store, end, running_s=before_s + time.monotonic() - began)
-            found = publish(store, page=True)
-            error_in_mirror = mirror.close()
+            try:
+                _close(store, end, running_s=before_s + time.monotonic() - began)
+                found = publish(store, page=True)
+            finally:
+                error_in_mirror = mirror.close()
         return SweepOutcome(store, found, end, error_in_mirror)
 
 
@@ -133,13 +140,13 @@ def _compare_knee(
 
     Whatever comes of that, and should this driver be killed meanwhile: the sweep has ended well, and says so before.
     """
-    if baseline_is_due(spec, store):
+    if baseline_is_wanted(spec, store):
         _note_end(store, FINISHED, running_s=stopper.running_s)
         publish(store, page=True)
         make_baseline(spec, store, progress, science, seconds=stopper.seconds_left)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
     """A job that is stopped, or a machine that is shut down, gets the time to note where it was. After Ray's own."""
     if threading.current_thread() is not threading.main_thread():
@@ -234,14 +241,12 @@ def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Sc
     if known is not None:
         tune.report({"state": known.state, **known.metrics})
         return
-    begun = store.start_trial(config["trial_id"], now_ms=now_ms())
+    begun = store.start_trial(config["trial_id"], now_ms=now_ms(), reference=_reference_key(spec, store, config))
     timer = end_after(store, begun, spec.limits.trial_time)
     try:
-        config_of_trial = spec.trial_config(begun.settings)
-        begun = dataclasses.replace(begun, reference=config_of_trial.reference_key)
         job = TrialJob(
             begun=begun,
-            config=config_of_trial,
+            config=spec.trial_config(begun.settings),
             sweep_folder=folder,
             threads=spec.resources.cpus_per_worker,
             science=science,
@@ -260,6 +265,13 @@ def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Sc
         tune.report({"state": record.state})
     finally:
         timer.cancel()
+
+
+def _reference_key(spec: SweepSpec, store: SweepStore, config: Mapping[str, Any]) -> str:
+    """Of the trial that Tune hands out; empty where its settings make no trial, as its attempt then says."""
+    with contextlib.suppress(BitfrontError):
+        return spec.trial_config(store.trial(config["trial_id"]).settings).reference_key
+    return ""
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
@@ -302,13 +314,27 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
 
 
 def publish(store: SweepStore, *, page: bool) -> Front:
-    """Writes the front of the finished trials into the sweep's folder; the page is large and written at the end."""
+    """Writes the front of the finished trials into the sweep's folder; the page is large and written at the end.
+
+    A page that cannot be drawn is told, and holds up nothing.
+    """
     sweep = store.sweep()
     found = find_front(store.trials(), sweep)
     write_json(store.folder / "front.json", as_json(sweep, found))
     write_text(store.folder / "front.md", as_markdown(sweep, found))
     if page:
-        view = read_view(store)
-        draw_front(view, store.folder / "front.png")
-        write_text(store.folder / "front.html", sweep_page(view))
+        try:
+            _draw(store)
+        except Exception as error:  # whatever a damaged file or a number that nobody foresaw does to it
+            write_text(store.folder / PAGE_ERROR, "".join(traceback.format_exception(error)))
+            told = f"the page could not be drawn: {type(error).__name__}: {first_line(error)}"
+            store.log(told)
+            log.warning("%s (all of it in %s)", told, store.folder / PAGE_ERROR)
     return found
+
+
+def _draw(store: SweepStore) -> None:
+    view = read_view(store)
+    write_text(store.folder / "front.html", sweep_page(view))
+    draw_front(view, store.folder / "front.png")
+    (store.folder / PAGE_ERROR).unlink(missing_ok=True)

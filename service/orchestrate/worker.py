@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from service.baseline import Baseline, attribution_of, checkpoint_of
 from service.orchestrate.failures import failure_of
-from service.records import SweepStore, TrialRecord
+from service.records import SweepStore, TrialRecord, write_text
 from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.config import TrialConfig
 from trainables.errors import DivergedError
@@ -116,7 +116,7 @@ def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> T
     standing = store.trial(begun.trial_id)
     if standing.final or standing.attempts != begun.attempts:
         return standing
-    store.trial_folder(begun.trial_id).joinpath("error.txt").write_text("".join(traceback.format_exception(error)))
+    write_text(store.trial_folder(begun.trial_id) / "error.txt", "".join(traceback.format_exception(error)))
     return store.finish_trial(
         dataclasses.replace(
             begun,

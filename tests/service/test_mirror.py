@@ -17,11 +17,14 @@ from mlflow.tracking import MlflowClient
 from dashboards.front import as_json, as_markdown
 from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
+from service import driver
 from service.front import find_front
 from service.mirror import REFRESH_S, BackgroundMirror, Tracker
+from service.orchestrate.worker import settle_failure
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import resolve_uri
 from service.view import read_view
+from trainables.errors import TrackingError
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport
@@ -51,15 +54,16 @@ def add_trial(
     store: SweepStore, number: int, *, state: str = "done", top1: float = 90.0, bops: float = 0.02, ard: float = 2.0
 ) -> None:
     trial_id, start = f"t{number:04d}", 2_000 + 100 * number
-    store.plan_trial(trial_id, number=number, settings={"method.zeta": 0.1 * (number + 1)})
-    begun = replace(store.start_trial(trial_id, now_ms=start), reference="r8" if number else "r9")
+    if not store.trial_folder(trial_id).exists():
+        store.plan_trial(trial_id, number=number, settings={"method.zeta": 0.1 * (number + 1)})
+    begun = store.start_trial(trial_id, now_ms=start, reference="r8" if number else "r9")
     for epoch in (1, 2):
         report = EpochReport(stage="search", epoch=epoch, epochs=2, metrics={"loss": 1 / epoch, "p": 2.0})
         store.append_epoch(trial_id, report, seconds=18.0, now_ms=start + epoch)
     if state == "running":
         return
     policy = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 2 + number % 3)})
-    record = replace(begun, state=state, ended_ms=start + 50, error="why")
+    record = replace(begun, state=state, ended_ms=start + 50 * begun.attempts, error="why")
     if state == "done":
         store.save_policy(trial_id, PolicyRecord(policy=policy, method="gmpq", settings={}, costs=COSTS))
         metrics = {**COSTS, "top1": top1, "bops_g": bops, "ard": ard, "ard_normalised": 0.5, "device_hours": 0.1}
@@ -100,11 +104,13 @@ def tracker(store: SweepStore, uri: str = "", **given: Any) -> Tracker:
     return Tracker(store, uri=resolve_uri(uri, store.folder.parent), experiment="bitfront", **given)
 
 
-def everything(uri: str) -> dict[str, Any]:
-    """All that MLflow knows of the experiment's runs; its own ids are replaced by the trials'."""
+def everything(uri: str, *, sweep_id: str = "s@1000") -> dict[str, Any]:
+    """All that MLflow knows of the sweep's runs; its own ids are replaced by the trials'."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("bitfront")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    tags = ("bitfront.sweep", "bitfront.sweep_id")
+    runs = [run for run in runs if {run.data.tags.get(tag) for tag in tags} & {sweep_id}]
     names = {run.info.run_id: run.data.tags.get("bitfront.trial", "parent") for run in runs}
     assert len(set(names.values())) == len(names), "two runs for one"
 
@@ -160,6 +166,7 @@ def test_a_child_has_all_that_is_known_of_its_trial(store: SweepStore) -> None:
         "bitfront.spec_hash": "h",
         "bitfront.owner": "ana",
         "bitfront.sweep_name": "s",
+        "bitfront.sweep_id": "s@1000",
         "bitfront.revision": "c" * 40 + "-dirty",
         "bitfront.version": "1.2",
         "bitfront.reference": "r9",
@@ -226,6 +233,23 @@ def test_the_search_for_the_front_gives_the_front_and_nothing_else(store: SweepS
     assert len(search(mirror.uri, "tags.`bitfront.sweep_name` = 's'")) == 7
 
 
+def test_a_sweep_of_a_name_that_was_used_before_has_its_own_front(store: SweepStore) -> None:
+    tracker(store).sync(alive=False)
+    shutil.rmtree(store.folder)
+    second = SweepStore.create(store.folder.parent, replace(SWEEP, created_ms=2_000), spec_text="name: s\n")
+    add_trial(second, 7)
+    mirror = tracker(second)
+    mirror.sync(alive=False)
+    front = "tags.`bitfront.front` = 'true' and tags.`bitfront.sweep_id` = 's@{}'"
+    assert search(mirror.uri, front.format(2_000)) == ["t0007"]
+    assert search(mirror.uri, front.format(1_000)) == ["t0000"]
+    assert search(mirror.uri, "tags.`bitfront.sweep` = 's@2000'") == ["parent"]
+    assert (
+        "tags.\"bitfront.sweep_id\" = 's@2000'"
+        in everything(mirror.uri, sweep_id="s@2000")["parent"]["tags"]["mlflow.note.content"]
+    )
+
+
 def test_a_failed_trial_that_is_run_again_is_not_on_the_front_until_it_is_done(store: SweepStore) -> None:
     mirror = tracker(store)
     mirror.sync()
@@ -240,6 +264,89 @@ def test_a_failed_trial_that_is_run_again_is_not_on_the_front_until_it_is_done(s
     add_trial(store, 3, top1=99.0, bops=0.01)
     again.sync()
     assert search(mirror.uri, "tags.`bitfront.front` = 'true'") == ["t0003"]
+
+
+def test_the_course_goes_on_where_failed_trials_are_run_again_and_is_rebuilt_as_it_was(
+    store: SweepStore, tmp_path: Path, empty_database: Path
+) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    store.reopen_trial("t0003")
+    tracker(store).sync()
+    add_trial(store, 3, top1=99.0, bops=0.01)
+    again = tracker(store)
+    again.sync()
+    history = everything(mirror.uri)["parent"]["history"]
+
+    def values(name: str) -> list[float]:
+        assert [step for step, *_ in history[name]] == [1, 2, 3, 4, 5]
+        return [value for *_, value in history[name]]
+
+    # Until it ends again the trial counts as failed.
+    assert values("trials_failed") == [0, 0, 0, 1, 0]
+    assert values("trials_done") == [1, 2, 2, 2, 3]
+    # Its two epochs came before the first end; the second attempt repeats none.
+    assert values("device_hours") == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.04])
+    # As a later process finds it, which has it from the storage alone.
+    shutil.copy(empty_database, tmp_path / "second.db")
+    rebuilt = tracker(store, f"sqlite:///{tmp_path / 'second.db'}")
+    rebuilt.sync()
+    assert everything(rebuilt.uri)["parent"]["history"] == history
+    # Beside its database: the sweep's storage may be somebody else's.
+    assert (tmp_path / "artifacts").is_dir()
+
+
+def test_what_another_process_recorded_meanwhile_is_put_right_by_the_drivers_last_sync(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    tracker(store).sync(alive=False)  # saw no driver
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`bitfront.sweep` = 's@1000'")
+    child = {"mlflow.parentRunId": parent.info.run_id, "bitfront.trial": "t0000", "bitfront.sweep_id": "s@1000"}
+    client.create_run(experiment, tags={**child, "bitfront.front": "true"})
+    mirror.sync(closing=True)
+    found = everything(mirror.uri)
+    assert found["t0004"]["times"][0] == "RUNNING"
+    assert found["t0004"]["tags"]["bitfront.state"] == "running"
+    assert found["parent"]["times"][0] == "RUNNING"
+
+
+def test_what_cannot_be_recorded_of_one_trial_does_not_keep_the_rest_back(store: SweepStore) -> None:
+    history = store.trial_folder("t0001") / "history.jsonl"
+    history.write_text(history.read_text().replace('"loss": 0.5', '"loss": "much"'))
+    mirror = tracker(store)
+    with pytest.raises(TrackingError, match="much"):
+        mirror.sync()
+    found = everything(mirror.uri)
+    assert [found[f"t000{i}"]["tags"].get("bitfront.state") for i in (0, 1, 2)] == ["done", None, "diverged"]
+    assert found["parent"]["history"]["trials_done"][-1][-1] == 2
+    # What is no epoch does not count.
+    history.write_text('{"time_ms": 1, "seconds": 2}\n{"a')
+    mirror.sync()
+    assert everything(mirror.uri)["t0001"]["tags"]["bitfront.state"] == "done"
+
+
+def test_an_error_that_no_encoding_has_is_recorded(store: SweepStore) -> None:
+    store.reopen_trial("t0003")
+    begun = store.start_trial("t0003", now_ms=3_000)
+    settle_failure(store, begun, FileNotFoundError("no file b\udcff.png"))
+    mirror = tracker(store)
+    mirror.sync()
+    assert everything(mirror.uri)["t0003"]["tags"]["bitfront.error"] == r"FileNotFoundError: no file b\udcff.png"
+    assert r"b\udcff.png" in store.trial_folder("t0003").joinpath("error.txt").read_text()
+
+
+def test_an_experiment_that_was_deleted_is_an_error_that_says_how_it_comes_back(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    client = MlflowClient(mirror.uri)
+    client.delete_experiment(client.get_experiment_by_name("bitfront").experiment_id)
+    for again in (mirror, tracker(store)):
+        with pytest.raises(TrackingError, match=r"the experiment 'bitfront' is deleted there\. Restore it with .*id 1"):
+            again.sync(alive=False)
+    client.restore_experiment("1")
+    mirror.sync()
 
 
 def test_syncing_again_from_another_process_changes_nothing(store: SweepStore) -> None:
@@ -323,7 +430,7 @@ def test_a_lost_record_is_rebuilt_from_the_storage(
     finish_running(store)
     grown.sync()
     close(store)
-    grown.sync()
+    grown.sync(closing=True)
     before = everything(first)
     page = store.folder.joinpath("front.html").read_text()
     assert before["parent"]["times"][0] == "FINISHED"
@@ -352,7 +459,12 @@ def test_nothing_of_a_killed_driver_stays_running(store: SweepStore) -> None:
 def test_the_page_links_every_trial_to_its_run_also_the_one_in_the_storage(store: SweepStore) -> None:
     close(store)
     mirror = tracker(store)
-    mirror.sync()
+    with driver.hold(store.folder):
+        page = store.folder.joinpath("front.html").read_text()
+        # As the `sync` of another process, while the driver writes there.
+        mirror.sync(alive=True)
+        assert store.folder.joinpath("front.html").read_text() == page
+        mirror.sync(closing=True)
     page = store.folder.joinpath("front.html").read_text()
     links = json.loads(page.partition('<script type="application/json" id="runs">')[2].partition("</script>")[0])
     assert links["base"] == "http://127.0.0.1:5000"
