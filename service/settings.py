@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cronsim import CronSim
 
 
+RESERVED_TAGS = ("mlflow.", "bitfront.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig:
     """How the settings of the next trial are chosen."""
@@ -272,4 +275,9 @@ class PlainConfig:
             if not re.fullmatch(r"[A-Za-z0-9_./: -]{1,250}", tag):
                 raise ConfigError(
                     f"tags: the name {tag!r} has signs that MLflow refuses; use letters, digits and _./:-."
+                )
+            if tag.startswith(RESERVED_TAGS):
+                raise ConfigError(
+                    f"tags: the name {tag!r} begins with {' or '.join(RESERVED_TAGS)}, which the record in MLflow uses "
+                    "itself; choose another."
                 )

@@ -18,7 +18,7 @@ from ray.util.metrics import Counter, Gauge
 
 from service.front import Front, find_front
 from service.hypervolume import Box
-from service.records import STATES, SweepRecord, SweepStore, TrialRecord
+from service.records import STATES, SweepStore, TrialRecord
 from service.tracking import first_line
 
 log = logging.getLogger("bitfront.gauges")
@@ -94,7 +94,7 @@ class Sampler:
         states = ["pending" if ended and trial.state == "running" else trial.state for trial in trials]
         states += ["pending"] * (sweep.total_trials - len(trials))
         found = find_front(trials, sweep)
-        best, volume = found.best_top1, hypervolume(found, sweep)
+        best, volume = found.best_top1, hypervolume(found)
         return [
             *(Sample(metric=TRIALS, value=states.count(state), label=state) for state in STATES),
             *self._failed(trials),
@@ -122,20 +122,19 @@ class Sampler:
         return total
 
 
-def hypervolume(found: Front, sweep: SweepRecord) -> float | None:
+def hypervolume(found: Front) -> float | None:
     """The front's share of the box of the first trials that were done; None until there are BOX_TRIALS.
 
-    What the first trials were follows from the storage, so that another driver measures in the same box.
+    A smaller sweep has none: a box of fewer trials would be another one once it is extended, and the share fall. What the first trials were follows from the storage, so that another driver measures in the same box.
     """
     beyond = {trial.trial_id for trial in found.infeasible}
     kept = sorted(
         (trial for trial in found.done if trial.trial_id not in beyond),
         key=lambda trial: (trial.ended_ms, trial.number),
     )
-    wanted = min(BOX_TRIALS, sweep.total_trials)
-    if len(kept) < wanted:
+    if len(kept) < BOX_TRIALS:
         return None
-    box = Box.around([trial.metrics for trial in kept[:wanted]], found.objectives)
+    box = Box.around([trial.metrics for trial in kept[:BOX_TRIALS]], found.objectives)
     return box.share([trial.metrics for trial in found.members])
 
 

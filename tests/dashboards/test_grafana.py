@@ -58,13 +58,16 @@ def test_panels_lie_side_by_side_in_the_24_columns(dashboard: dict[str, Any]) ->
 
 
 def test_its_variables_choose_the_data_source_and_the_sweeps(dashboard: dict[str, Any]) -> None:
-    source, sweep = dashboard["templating"]["list"]
+    source, owner, sweep = dashboard["templating"]["list"]
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
     assert (sweep["name"], sweep["type"], sweep["datasource"]) == ("sweep", "query", PROMETHEUS)
-    assert sweep["query"]["query"] == "label_values(ray_bitfront_sweep_trials_planned, sweep)"
+    assert sweep["query"]["query"] == 'label_values(ray_bitfront_sweep_trials_planned{owner=~"$owner"}, sweep)'
+    assert (owner["name"], owner["query"]["query"]) == ("owner", "label_values(ray_bitfront_sweep_trials_planned, owner)")
+    # A sweep whose author gave no owner has no such label.
+    assert owner["allValue"] == ".*"
     selectors = [match for expr in expressions(dashboard) for match in re.findall(r"\{([^}]*)\}", expr)]
     assert len(selectors) >= len(dashboard["panels"])
-    assert all('sweep=~"$sweep"' in selector for selector in selectors)
+    assert all('sweep=~"$sweep", owner=~"$owner"' in selector for selector in selectors)
 
 
 def test_it_shows_every_exported_metric_and_no_other(dashboard: dict[str, Any]) -> None:
@@ -81,6 +84,9 @@ def test_it_groups_by_labels_that_the_metrics_have(dashboard: dict[str, Any]) ->
         allowed = labels[metric].union(*(labels[other] for other in others))
         assert asked <= allowed, expr
         assert expr.count("max") >= 1
+        # Two people's sweeps of one name are two sweeps.
+        inner = re.findall(r"max by \(([^)]*)\)", expr)
+        assert all(group.startswith("sweep, owner") for group in inner), expr
 
 
 def test_counters_are_shown_as_they_are_or_as_rates_and_gauges_never_as_rates(dashboard: dict[str, Any]) -> None:

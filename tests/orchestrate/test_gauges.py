@@ -97,7 +97,7 @@ def test_the_hypervolume_never_falls_as_trials_come_and_ignores_what_does_not_re
     seen = []
     for number, (top1, bops) in enumerate(points):
         add_trial(store, number, state="done", top1=top1, bops=bops)
-        seen.append(hypervolume(find_front(store.trials(), SWEEP), SWEEP))
+        seen.append(hypervolume(find_front(store.trials(), SWEEP)))
     assert seen[: BOX_TRIALS - 1] == [None] * (BOX_TRIALS - 1)
     measured = [volume for volume in seen if volume is not None]
     assert measured == sorted(measured)
@@ -107,9 +107,13 @@ def test_the_hypervolume_never_falls_as_trials_come_and_ignores_what_does_not_re
     assert measured[-1] > 1  # (91, 1) dominates all of the box, and more
 
 
-def test_a_small_sweep_has_a_hypervolume_once_all_is_done(store: SweepStore) -> None:
+def test_a_small_sweep_has_a_hypervolume_once_it_is_extended_and_none_before_that_could_fall(store: SweepStore) -> None:
     store.save_sweep(replace(SWEEP, total_trials=2))
     for number in range(2):
+        add_trial(store, number, state="done", top1=80.0 + number, bops=1.0 + number)
+    assert "hypervolume" not in values(store)
+    store.save_sweep(replace(SWEEP, total_trials=4))
+    for number in (2, 3):
         add_trial(store, number, state="done", top1=80.0 + number, bops=1.0 + number)
     assert "hypervolume" in values(store)
 
