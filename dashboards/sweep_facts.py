@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from datetime import UTC, datetime
 
+from dashboards.front import counts
 from dashboards.tables import facts
-from service.records import STATES
 from service.view import SweepView
 
 
@@ -24,7 +24,7 @@ def sweep_facts(view: SweepView) -> list[tuple[str, str]]:
         *((key, value) for key, value in sweep.facts.items() if key != "trials"),
         ("owner", sweep.owner),
         ("tags", ", ".join(f"{key}: {value}" for key, value in sweep.tags.items())),
-        ("trials", counts(view)),
+        ("trials", counts(view.sweep, view.found)),
         ("on the front", str(len(view.found.members))),
         ("objectives", objectives),
         ("constraints", " and ".join(sweep.constraints)),
@@ -33,16 +33,6 @@ def sweep_facts(view: SweepView) -> list[tuple[str, str]]:
         ("began", moment(sweep.created_ms)),
         ("ended", ", ".join(filter(None, (moment(sweep.ended_ms), sweep.end))) if sweep.ended_ms else "not yet"),
     ]
-
-
-def counts(view: SweepView) -> str:
-    """Trials by state, of those that are planned."""
-    states = [trial.state for trial in view.trials]
-    parts = [f"{states.count('done')} done of {view.sweep.total_trials}"]
-    if view.found.infeasible:
-        parts.append(f"{len(view.found.infeasible)} of them beyond a constraint")
-    parts += [f"{states.count(state)} {state}" for state in STATES if state != "done" and state in states]
-    return ", ".join(parts)
 
 
 def moment(time_ms: int) -> str:

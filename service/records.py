@@ -292,10 +292,6 @@ class SweepStore:
             )
         return Choices.load(path)
 
-    def has_policy(self, trial_id: str) -> bool:
-        """Whether the trial has a policy file."""
-        return (self.trial_folder(trial_id) / POLICY_FILE).exists()
-
     def policy(self, trial_id: str) -> PolicyRecord:
         """Reads the trial's policy file."""
         return PolicyRecord.load(self.trial_folder(trial_id) / POLICY_FILE)
