@@ -314,6 +314,8 @@ def test_brushes_and_the_order_of_axes_outlive_the_theme(show: Open, small: Swee
     before = page.evaluate(kept), page.evaluate(labels)
     assert sum(one is not None for one in before[0]) == 1
     page.click("#theme")
+    axis = "getComputedStyle(document.querySelector('.parcoords .domain'))"
+    page.wait_for_function(f"{axis}.stroke === 'rgb(163, 175, 188)' && {axis}.strokeOpacity === '1'")
     page.wait_for_function("document.querySelector('[data-figure=space]')._fullLayout.font.color === '#e6ebf1'")
     assert (page.evaluate(kept), page.evaluate(labels)) == before
 
