@@ -97,6 +97,8 @@ class _Limit(NamedTuple):
     """Trials that fit."""
     first: float
     """Hours until the first trial has ended."""
+    beyond: float = 0.0
+    """Hours by which trials and random policy together exceed it; of a limit that also holds for the latter."""
 
 
 def make_plan(
@@ -246,7 +248,9 @@ def _limits(spec: SweepSpec, wall: _Wall, estimates: Sequence[Estimate], hours_p
     if limits.wall_time:
         hours = parse_duration(limits.wall_time) / 3600
         fit, needed = wall.trials_in(hours), wall.all(spec.trials)
-        found.append(_Limit("limits.wall_time", limits.wall_time, needed, fit, wall.first()))
+        # The random policy comes last, and takes what the trials leave of the time.
+        beyond = needed + _random_hours(spec, estimates) / spec.resources.workers - hours
+        found.append(_Limit("limits.wall_time", limits.wall_time, needed, fit, wall.first(), beyond))
     if limits.trial_time:
         hours = parse_duration(limits.trial_time) / 3600
         share = sum(one.combination.share for one in estimates if one.hours / spec.resources.workers <= hours)
@@ -284,6 +288,11 @@ def _judge(
             warnings.append(
                 f"{limit.setting}: the limit is {limit.text}, but {taking} take about "
                 f"{hours(limit.needed)}: about {limit.trials} run to their end."
+            )
+        elif limit.beyond > 0:
+            warnings.append(
+                f"{limit.setting}: the limit is {limit.text}, and trials and random policy take about "
+                f"{hours(limit.beyond)} more: the sweep's page may stay without a random policy."
             )
     return warnings, problems
 

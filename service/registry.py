@@ -102,11 +102,11 @@ class Registry:
                 f"--alias {aliases[0]} is for one policy, and {len(chosen)} are chosen; name its trial: --trial "
                 f"{trials[0].trial_id}"
             )
-        runs = self._runs(self._finders(chosen.values()))
         order = list(dict.fromkeys(chosen[trial.policy_hash].trial_id for trial in trials))
         by_id = {trial.trial_id: trial for trial in trials}
 
         def make() -> list[Registered]:
+            runs = self._runs(self._finders(chosen.values()))
             self._ensure_model(model)
             return [self._register(by_id[trial_id], model, aliases, runs) for trial_id in order]
 
@@ -129,14 +129,6 @@ class Registry:
 
     def _runs(self, trials: Sequence[TrialRecord]) -> dict[str, Run]:
         """The trials' runs; the mirror is brought in line where one is missing or unfinished."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._found_runs(trials)
-        except MlflowException as error:
-            raise refusal(self.uri, error) from None
-
-    def _found_runs(self, trials: Sequence[TrialRecord]) -> dict[str, Run]:
         runs = self._recorded(trials)
         if len(runs) < len(trials):
             if driver.alive(self.store.folder):

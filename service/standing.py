@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service import driver
+from service.baseline import Baseline
 from service.front import find_front
 from service.records import STATES, SweepRecord, SweepStore, TrialRecord
 
@@ -35,7 +36,9 @@ class Standing:
     best_top1: float | None
     """Of the policies within the constraints."""
     device_hours: float
-    """Spent so far, the reference not included."""
+    """The trials' so far: neither the references' nor the random policy's."""
+    random_policy_hours: float
+    """Device-hours of the gallery's random policy; 0 while there is none."""
     seconds_left: float | None
     """At the pace so far; None where that says nothing."""
     next_command: str
@@ -64,6 +67,7 @@ def standing(store: SweepStore) -> Standing:
         front_size=len(found.members),
         best_top1=found.best_top1,
         device_hours=spent_hours(store),
+        random_policy_hours=kept.metrics.get("device_hours", 0.0) if (kept := Baseline.find(store.folder)) else 0.0,
         seconds_left=_seconds_left(sweep, trials) if alive else None,
         next_command=next_command(sweep),
     )
@@ -117,6 +121,8 @@ def as_text(found: Standing) -> str:
     lines.append(f"  front    {found.front_size} {policies}{best}")
     left = "" if not found.seconds_left else f", about {clock(found.seconds_left)} left"
     lines.append(f"  spent    {found.device_hours:.3g} device-hours{left}")
+    if found.random_policy_hours:
+        lines.append(f"           {found.random_policy_hours:.3g} device-hours besides, for the random policy")
     if found.state == "stale":
         lines.append(f"  Its driver is gone; go on with: bitfront resume {found.name}")
     elif found.state == "stopped":

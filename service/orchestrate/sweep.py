@@ -160,6 +160,17 @@ def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Tune leaves a handler behind that takes the next Ctrl-C for its own."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
 def _close(store: SweepStore, end: str, *, running_s: float) -> None:
     """The driver is gone now, and says so; trials that it cut off wait for the next."""
     for trial in store.trials():
@@ -212,7 +223,8 @@ def _run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _interrupts_as_before():
+        tuner.fit()
     if _is_finished(spec, store):
         return FINISHED
     return stopper.reason or INTERRUPTED

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from dashboards.gallery import section
 from service.baseline import Baseline, attribution_of, checkpoint_of, policy_of
-from service.orchestrate.baseline import baseline_is_due
+from service.orchestrate.baseline import baseline_is_due, make_baseline
 from service.orchestrate.sweep import SweepOutcome, run_sweep
 from service.orchestrate.worker import now_ms
 from service.progress import Progress
@@ -21,6 +23,7 @@ from service.spec import SweepSpec, load_spec
 from service.sweeps import open_sweep
 from service.view import read_view
 from trainables import api
+from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 from trainables.samples import SampleImages, SampleMaps
 
@@ -141,6 +144,94 @@ def test_what_goes_wrong_with_it_is_told_and_the_sweep_is_finished_all_the_same(
     _, told = run(spec)
     assert "random policy: top-1" in told
     check_baseline(spec, outcome.store)
+
+
+def finished(folder: Path, **limits: str) -> tuple[SweepSpec, SweepStore]:
+    """A sweep whose one trial is done, by somebody else: it has a policy and no choices."""
+    spec = spec_of(folder)
+    spec = dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, **limits))  # type: ignore[arg-type]
+    store = open_sweep(spec, now_ms=1)
+    store.plan_trial("t0000", number=0, settings={"method.zeta": 0.3})
+    work = api.count("resnet8", image_size=16, num_classes=10)
+    policy = BitPolicy(network="resnet8", bits={name: LayerBits(2, 2) for name in work.layers})
+    record = PolicyRecord.measured(policy, work, method="gmpq", settings={}, image_size=16, num_classes=10)
+    store.save_policy("t0000", record)
+    begun = store.start_trial("t0000", now_ms=2)
+    metrics = {**record.costs, "top1": 90.0, "ard": 1.0}
+    store.finish_trial(dataclasses.replace(begun, state="done", ended_ms=3, metrics=metrics, policy_hash=policy.hash))
+    return spec, store
+
+
+def told_by_baseline(spec: SweepSpec, store: SweepStore, *, seconds: float = 9.0, science: object = api) -> str:
+    console = Console(record=True, width=300)
+    with Progress(console, store, epochs_per_trial=2) as progress:
+        make_baseline(spec, store, progress, science, seconds=seconds)  # type: ignore[arg-type]
+    return console.export_text()
+
+
+def test_an_old_sweep_without_choices_has_none_and_says_why_once(tmp_path: Path) -> None:
+    spec, store = finished(tmp_path)
+    assert baseline_is_due(spec, store)
+    told = told_by_baseline(spec, store)
+    assert "random policy: none: s/t0000 has no choices.json" in told
+    assert "makes it" not in told
+    kept = Baseline.find(store.folder)
+    assert kept is not None
+    assert "run the search again" in kept.error
+    assert not baseline_is_due(spec, store)
+
+
+def test_with_the_wall_time_used_up_nothing_is_begun_and_the_advice_is_to_extend(tmp_path: Path) -> None:
+    spec, store = finished(tmp_path, wall_time="10s")
+    assert baseline_is_due(spec, store)
+    told = told_by_baseline(spec, store, seconds=-1.0)
+    assert "no time left within limits.wall_time; `bitfront extend s --wall-time …` makes it" in told
+    assert "finetuning" not in told
+    store.save_sweep(dataclasses.replace(store.sweep(), running_s=10.0))
+    assert not baseline_is_due(spec, store)
+    more = dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, wall_time="1h"))
+    assert baseline_is_due(more, store)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ctrl_c_while_it_is_made_leaves_a_finished_sweep_and_says_what_goes_on(tmp_path: Path) -> None:
+    class Interrupting:
+        """Presses Ctrl-C in the driver, and is not done for long."""
+
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+        ensure_reference, run_trial = staticmethod(api.ensure_reference), staticmethod(api.run_trial)
+
+        def finetune(self, *arguments: object, **others: object) -> None:
+            os.kill(self.pid, signal.SIGINT)
+            time.sleep(20)
+
+    spec = spec_of(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome, told = run(spec, Interrupting(os.getpid()))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (outcome.end, len(outcome.found.members)) == ("finished", 1)
+    assert "random policy: stopped on request; `bitfront resume s` makes it" in told
+    assert baseline_is_due(spec, outcome.store)
+
+
+def test_a_page_that_cannot_be_drawn_loses_neither_the_end_nor_the_front(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, store = finished(tmp_path)
+    spec = dataclasses.replace(spec, gallery=dataclasses.replace(spec.gallery, random=False))
+    # Where the page should be is a folder.
+    (store.folder / "front.html").mkdir()
+    outcome = run_sweep(spec, store, lambda s: Progress(Console(), s, epochs_per_trial=2))
+    assert (outcome.end, store.sweep().end, len(outcome.found.members)) == ("finished", "finished", 1)
+    assert "the page could not be drawn: IsADirectoryError" in (store.folder / "log.txt").read_text()
+    assert "the page could not be drawn" in caplog.text
+    assert json.loads((store.folder / "front.json").read_text())["knee"] == "t0000"
+    assert "IsADirectoryError" in (store.folder / "page-error.txt").read_text()
+    assert not [thread for thread in threading.enumerate() if thread.name == "bitfront-mirror"]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -21,7 +21,7 @@ from service import driver
 from service.cli import main
 from service.mirror import Tracker
 from service.records import SweepRecord, SweepStore
-from service.tracking import connect, resolve_uri
+from service.tracking import resolve_uri
 from trainables import api
 from trainables.bops import CostModel
 from trainables.policy import BitPolicy, LayerBits
@@ -43,14 +43,6 @@ FINGERPRINT = "ab" * 32
 @pytest.fixture(scope="session")
 def work() -> CostModel:
     return api.count("resnet8", image_size=16, num_classes=10)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables take seconds to make; the tests copy them."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
 
 
 def add_trial(store: SweepStore, work: CostModel, number: int, *, bits: int, top1: float, state: str = "done") -> None:
@@ -197,6 +189,54 @@ def test_the_front_is_registered_cheapest_first_and_an_alias_moves(storage: Path
     assert client_of(storage).get_registered_model("s").aliases == {"champion": 3, "small": 1}
     again = invoke("register", "s", "--trial", "2", "--alias", "champion")
     assert "models:/s@champion: version 3 (stays)" in again
+
+
+def test_variables_that_name_a_registry_elsewhere_redirect_nothing(
+    storage: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_database, tmp_path / "theirs.db")
+    theirs = f"sqlite:///{tmp_path / 'theirs.db'}"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", theirs)
+    invoke("register", "s")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    assert [model.name for model in client_of(storage).search_registered_models()] == ["s"]
+    assert MlflowClient(theirs).search_registered_models() == []
+
+
+def test_a_trial_that_is_named_twice_is_registered_once(storage: Path) -> None:
+    found = json.loads(invoke("register", "s", "--trial", "1", "--trial", "t0001", "--json"))
+    assert [one["trial"] for one in found] == ["t0001"]
+
+
+def test_a_policy_that_hundreds_found_is_registered_with_the_best_of_them(storage: Path, work: CostModel) -> None:
+    store = SweepStore(storage / "s")
+    for number in range(6, 66):
+        add_trial(store, work, number, bits=3, top1=10.0 + number)
+    invoke("register", "s")
+    (version,) = client_of(storage).search_model_versions("name = 's'")
+    found = json.loads(version.tags["bitfront.found_by"])
+    named = [key for key in found if key != "more"]
+    assert len(named) + found["more"]["s@1000"] == 62
+    assert len(named) >= 10
+    assert {"s@1000/t0001", "s@1000/t0003"} <= set(named)  # the best of all
+    assert f"and {found['more']['s@1000']} more" in version.description
+    assert max(len(version.description), len(version.tags["bitfront.found_by"])) <= 5000
+    assert "nothing was added" in invoke("register", "s")
+
+
+def test_two_that_register_at_once_make_one_model(storage: Path) -> None:
+    invoke("sync", "s")
+    command = [sys.executable, "-m", "service.cli", "register", "s", "--storage", str(storage)]
+    client = client_of(storage)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    told = [one.communicate()[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert "Traceback" not in "".join(told)
+    assert [model.name for model in client.search_registered_models()] == ["s"]
 
 
 def test_two_sweeps_that_found_one_policy_share_its_version(storage: Path) -> None:
