@@ -111,6 +111,7 @@ def test_a_finished_sweep_has_a_random_policy_of_its_knees_cost_once(tmp_path: P
     assert policy_of(outcome.store.folder).stat().st_mtime_ns > before
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_it_is_finetuned_on_as_many_workers_as_a_trial(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, resources="{workers: 2}")
@@ -245,6 +246,7 @@ def test_a_gallery_without_it_or_none_at_all(tmp_path: Path, gallery: str) -> No
     assert has_maps == (gallery == "{random: false}") == bool(section(read_view(outcome.store)))
 
 
+@pytest.mark.long
 def test_a_driver_killed_while_it_is_made_leaves_a_finished_sweep_and_resume_goes_on(bitfront: Bitfront) -> None:
     spec = spec_of(bitfront.folder, epochs=5)
     process, store = bitfront.start("run", "s.yaml"), SweepStore(bitfront.folder / "st" / "s")
@@ -263,6 +265,7 @@ def test_a_driver_killed_while_it_is_made_leaves_a_finished_sweep_and_resume_goe
     check_baseline(spec, SweepStore(store.folder))
 
 
+@pytest.mark.long
 def test_a_stop_while_it_is_made_ends_the_driver_of_a_finished_sweep(bitfront: Bitfront) -> None:
     spec_of(bitfront.folder, epochs=5)
     process, store = bitfront.start("run", "s.yaml"), SweepStore(bitfront.folder / "st" / "s")

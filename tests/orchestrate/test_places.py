@@ -35,6 +35,7 @@ def test_trials_find_a_users_own_data_and_a_relative_root_where_the_driver_does(
         method: {{name: edmips, epochs: 1, batch_size: 8}}
         finetune: {{epochs: 1, batch_size: 8}}
         evaluation: {{top_k: 4, batch_size: 8}}
+        gallery: {{random: false}}
         space: {{method.zeta: {{fixed: 1.0}}}}
         resources: {{launch: {launch}}}
         """)
