@@ -62,7 +62,10 @@ def test_its_variables_choose_the_data_source_and_the_sweeps(dashboard: dict[str
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
     assert (sweep["name"], sweep["type"], sweep["datasource"]) == ("sweep", "query", PROMETHEUS)
     assert sweep["query"]["query"] == 'label_values(ray_bitfront_sweep_trials_planned{owner=~"$owner"}, sweep)'
-    assert (owner["name"], owner["query"]["query"]) == ("owner", "label_values(ray_bitfront_sweep_trials_planned, owner)")
+    assert (owner["name"], owner["query"]["query"]) == (
+        "owner",
+        "label_values(ray_bitfront_sweep_trials_planned, owner)",
+    )
     # A sweep whose author gave no owner has no such label.
     assert owner["allValue"] == ".*"
     selectors = [match for expr in expressions(dashboard) for match in re.findall(r"\{([^}]*)\}", expr)]
