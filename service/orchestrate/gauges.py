@@ -125,8 +125,8 @@ class Sampler:
 def hypervolume(found: Front) -> float | None:
     """The front's share of the box of the first trials that were done; None until there are BOX_TRIALS.
 
-    A smaller sweep has none: a box of fewer trials would be another one once it is extended, and the share fall. What the
-    first trials were follows from the storage, so that another driver measures in the same box.
+    A smaller sweep has none: a box of fewer trials would be another one once it is extended, and the share fall. What
+    the first trials were follows from the storage, so that another driver measures in the same box.
     """
     beyond = {trial.trial_id for trial in found.infeasible}
     kept = sorted(
