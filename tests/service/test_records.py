@@ -180,3 +180,33 @@ def test_storage_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"storage\.path: .*file/x cannot be written"):
         SweepStore.create(tmp_path / "file" / "x", SWEEP, spec_text="")
+
+
+def test_a_trial_knows_its_reference_from_its_first_attempt_on_however_it_ends(store: SweepStore) -> None:
+    store.plan_trial("t0000", number=0, settings={})
+    assert store.start_trial("t0000", now_ms=5, reference="r8").reference == "r8"
+    store.interrupt_trial("t0000")
+    assert SweepStore(store.folder).trial("t0000").reference == "r8"
+    again = store.start_trial("t0000", now_ms=6)
+    assert store.finish_trial(replace(again, state="pruned", ended_ms=7)).reference == "r8"
+
+
+def test_what_a_trial_had_failed_with_is_known_after_it_is_run_again(store: SweepStore) -> None:
+    store.plan_trial("t0000", number=0, settings={})
+    for attempt in (1, 2):
+        begun = store.start_trial("t0000", now_ms=attempt)
+        store.finish_trial(replace(begun, state="failed", ended_ms=10 * attempt, error=f"error {attempt}"))
+        store.reopen_trial("t0000")
+    found = [(record.ended_ms, record.error) for record in store.failed_before("t0000")]
+    assert found == [(10, "error 1"), (20, "error 2")]
+    # A rerun that was cut off between its two files: the failure still stands, and counts once.
+    folder = store.trial_folder("t0000")
+    (folder / "result.json").write_text((folder / "failed-2.json").read_text())
+    assert [record.ended_ms for record in SweepStore(store.folder).failed_before("t0000")] == [10]
+
+
+def test_lines_that_tell_of_no_epoch_are_no_history(store: SweepStore) -> None:
+    store.plan_trial("t0000", number=0, settings={})
+    (store.trial_folder("t0000") / "history.jsonl").write_text('{"time_ms": 1, "seconds": 2.0}\n{"a": 3}\n{"b')
+    assert store.history("t0000") == []
+    assert store.spent_hours("t0000") == 0
