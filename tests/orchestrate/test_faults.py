@@ -189,6 +189,7 @@ def test_a_train_worker_that_is_killed_is_replaced_and_the_trial_goes_on(bitfron
     check_all_is_true(store, epochs=6)
 
 
+@pytest.mark.long
 def test_a_whole_ray_that_is_killed_ends_the_driver_and_resume_goes_on(
     bitfront: Bitfront, undisturbed: list[object]
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_sweep_leaves_true_records_and_repeats_itself_bit_for_bit_however_it_i
         }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_whose_trials_run_on_two_train_workers_each(tmp_path: Path) -> None:
     outcome, text = run(spec_of(tmp_path, resources="{workers: 2}"))
