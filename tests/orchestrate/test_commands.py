@@ -168,6 +168,7 @@ def test_a_finished_sweep_is_looked_at_run_again_changed_and_extended(bitfront: 
     assert (bitfront.folder / "st" / "references").exists()
 
 
+@pytest.mark.long
 def test_a_running_sweep_is_stopped_interrupted_and_gone_on_with(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, method="eta: 1.0, epochs: 150")
     store = store_of(bitfront)
@@ -230,6 +231,7 @@ def test_a_trial_that_takes_too_long_fails_and_the_sweep_goes_on(bitfront: Bitfr
     assert sorted(run.data.tags.get("bitfront.failure", "") for run in mirrored(bitfront)) == ["", "", "timed out"]
 
 
+@pytest.mark.long
 def test_limits_of_a_sweep_end_it_early_and_extend_goes_on(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, name="short", method="eta: 1.0, epochs: 4", limits="{device_hours: 1.0e-6}")
     output = bitfront("run", "short.yaml", status=1)
