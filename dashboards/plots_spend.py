@@ -18,7 +18,7 @@ from service.growth import Growth, growth, reference_point
 from service.pareto import Objective
 from service.records import TrialRecord
 from service.spend import Spend, TrialSpend, spend
-from service.view import SweepView, eligible
+from service.view import SweepView
 
 BLUE, ORANGE, PINK = series(0), series(1), series(3)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,7px")
@@ -38,7 +38,7 @@ class Line:
 def hypervolume_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     """Against ended trials and against device-hours."""
     title = {"key": "hypervolume", "title": "Hypervolume"}
-    steps, points = growth(view), [trial.metrics for trial in eligible(view)]
+    steps, points = growth(view), [trial.metrics for trial in view.found.kept]
     if not points:
         return Section(**title, intro="No policy within the constraints yet: there is no volume.", body=""), {}
     corner = corner_text(reference_point(points, view.found.objectives), view.found.objectives)

@@ -55,16 +55,11 @@ def front(
     SWEEP is a name in the storage, or a sweep's folder. The sweep may be running, stopped or empty.
     """
     from dashboards import front as shown
-    from service.comparison import compare as compare_views
-    from service.selection import read_views
 
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")
     _check_page(page, force=force)
-    views = read_views(names, storage.absolute(), objectives=objectives, budgets=budgets)
-    found = compare_views(views)
-    if page:
-        _write_page(page, views, found.labels)
+    views, found = _found(names, storage, objectives, budgets, page)
     if as_json:
         click.echo(json.dumps(shown.joint_as_json(views, found), indent=2))
     elif as_csv:
@@ -97,22 +92,31 @@ def compare(
     SWEEP is a name in the storage, or a sweep's folder; give two or more.
     """
     from dashboards import comparison as shown
-    from service.comparison import compare as compare_views
-    from service.selection import read_views
 
     if len(names) < 2:
         raise click.UsageError(f"Only {names[0]} is named; give two sweeps or more, or see: bitfront front {names[0]}")
     _check_page(page, force=force)
-    views = read_views(names, storage.absolute(), objectives=objectives, budgets=budgets)
-    found = compare_views(views)
-    if page:
-        _write_page(page, views, found.labels)
+    views, found = _found(names, storage, objectives, budgets, page)
     if as_json:
         click.echo(json.dumps(shown.as_json(views, found), indent=2))
     else:
         console = new_console()
         console.print(shown.as_report(views, found, width=console.width))
         _tell(views, found, page)
+
+
+def _found(
+    names: Sequence[str], storage: Path, objectives: str, budgets: Sequence[str], page: Path | None
+) -> tuple[Sequence[SweepView], Comparison]:
+    """The sweeps on common axes; with their page, where one is wanted."""
+    from service.comparison import compare as compare_views
+    from service.selection import read_views
+
+    views = read_views(names, storage.absolute(), objectives=objectives, budgets=budgets)
+    found = compare_views(views)
+    if page:
+        _write_page(page, views, found.labels)
+    return views, found
 
 
 def _check_page(page: Path | None, *, force: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.pareto import Objective
 from service.records import TrialRecord
 from service.run_facts import reference_of
-from service.view import SweepView, eligible
+from service.view import SweepView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ def warnings_of(
     """
     return (
         *_of_trials(
-            [[Circumstances.of(view, trial) for trial in eligible(view)] for view in views], labels, objectives
+            [[Circumstances.of(view, trial) for trial in view.found.kept] for view in views], labels, objectives
         ),
         *_of_sweeps(views, labels, objectives),
     )

@@ -17,7 +17,7 @@ from service.comparability import warnings_of
 from service.hypervolume import Box, Values
 from service.pareto import Objective, Point, front, knee, losses
 from service.records import TrialRecord
-from service.view import SweepView, eligible
+from service.view import SweepView
 from trainables.errors import ConfigError
 
 Matrix = tuple[tuple[float | None, ...], ...]
@@ -78,7 +78,7 @@ class Comparison:
 def compare(views: Sequence[SweepView]) -> Comparison:
     """The sweeps on common axes; raises ConfigError where they have no objective in common."""
     objectives = common_objectives(views)
-    points = [eligible(view) for view in views]
+    points = [view.found.kept for view in views]
     every = [trial.metrics for trials in points for trial in trials]
     box = Box.around(every, objectives) if every else None
     fronts = tuple(_front(trials, objectives) for trials in points)

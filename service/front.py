@@ -34,10 +34,15 @@ class Front:
     """Number of trials by state, other than done, in the order of `STATES`."""
 
     @property
+    def kept(self) -> tuple[TrialRecord, ...]:
+        """Done, within the constraints: those that the front is made of."""
+        beyond = {trial.trial_id for trial in self.infeasible}
+        return tuple(trial for trial in self.done if trial.trial_id not in beyond)
+
+    @property
     def best_top1(self) -> float | None:
         """Of the policies within the constraints, percent; None where there is none."""
-        beyond = {trial.trial_id for trial in self.infeasible}
-        return max((trial.metrics["top1"] for trial in self.done if trial.trial_id not in beyond), default=None)
+        return max((trial.metrics["top1"] for trial in self.kept), default=None)
 
 
 def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
@@ -62,7 +67,6 @@ def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
 
 def ranks(found: Front) -> dict[str, int]:
     """Non-dominated rank of each policy within the constraints, by trial: 1 is the front, 2 the front of the rest …"""
-    beyond = {trial.trial_id for trial in found.infeasible}
-    kept = [trial for trial in found.done if trial.trial_id not in beyond]
+    kept = found.kept
     places = non_dominated_ranks([losses(trial.metrics, found.objectives) for trial in kept])
     return {trial.trial_id: place + 1 for trial, place in zip(kept, places, strict=True)}

@@ -8,7 +8,7 @@ from operator import le
 
 from service.hypervolume import Box, Values, dominated_volume
 from service.pareto import OBJECTIVES, Objective, Point
-from service.view import SweepView, eligible
+from service.view import SweepView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ def growth(view: SweepView, *, box: Box | None = None) -> tuple[Growth, ...]:
     corner stays in its place as trials come; trials beyond a constraint take hours and add nothing. Whenever the front
     changes its volume is computed anew over its members alone: O(n·m log m) for n trials and m on the front.
     """
-    points = {trial.trial_id: trial.metrics for trial in eligible(view)}
+    points = {trial.trial_id: trial.metrics for trial in view.found.kept}
     if box is None and points:
         box = Box.around(list(points.values()), view.found.objectives)
     ended = sorted((trial for trial in view.trials if trial.final), key=lambda trial: (trial.ended_ms, trial.number))

@@ -83,9 +83,3 @@ def _policies(store: SweepStore, members: Sequence[str]) -> tuple[dict[str, Poli
         except OSError as error:
             unreadable[trial_id] = f"{error.filename}: {error.strerror}."
     return policies, unreadable
-
-
-def eligible(view: SweepView) -> tuple[TrialRecord, ...]:
-    """The done trials within the constraints: those that the front is made of."""
-    beyond = {trial.trial_id for trial in view.found.infeasible}
-    return tuple(trial for trial in view.found.done if trial.trial_id not in beyond)

@@ -128,11 +128,7 @@ def hypervolume(found: Front) -> float | None:
     A smaller sweep has none: a box of fewer trials would be another one once it is extended, and the share fall. What
     the first trials were follows from the storage, so that another driver measures in the same box.
     """
-    beyond = {trial.trial_id for trial in found.infeasible}
-    kept = sorted(
-        (trial for trial in found.done if trial.trial_id not in beyond),
-        key=lambda trial: (trial.ended_ms, trial.number),
-    )
+    kept = sorted(found.kept, key=lambda trial: (trial.ended_ms, trial.number))
     if len(kept) < BOX_TRIALS:
         return None
     box = Box.around([trial.metrics for trial in kept[:BOX_TRIALS]], found.objectives)

@@ -12,7 +12,7 @@ from service.growth import growth, reference_point
 from service.hypervolume import Box, dominated_volume, hypervolume
 from service.pareto import METRICS, OBJECTIVES, front
 from service.records import State, SweepRecord, TrialRecord
-from service.view import SweepView, eligible
+from service.view import SweepView
 
 SWEEP = SweepRecord(name="s", spec_hash="h", facts={}, total_trials=0, created_ms=1)
 
@@ -90,7 +90,7 @@ def test_growth_is_the_hypervolume_of_the_front_of_all_that_had_ended() -> None:
     trials = [trial(n, point) for n, point in enumerate(drawn(40, on_front=15, seed=1))]
     trials[3:3] = [trial(100, {}, state="failed", ended_ms=1_002), trial(101, {}, state="running")]
     view = view_of(trials)
-    points = [t.metrics for t in eligible(view)]
+    points = [t.metrics for t in view.found.kept]
     corner = reference_point(points)
     volume = Box.around(points).volume
     steps = growth(view)
