@@ -19,7 +19,8 @@ import torch
 
 from trainables import reference_maps
 from trainables.api import ensure_reference, run_trial
-from trainables.config import DataConfig, FinetuneConfig, NetworkConfig, ReferenceConfig, RgmpqConfig, TrialConfig
+from trainables.config import DataConfig, NetworkConfig, ReferenceConfig, RgmpqConfig, TrialConfig
+from trainables.finetune_config import FinetuneConfig
 from trainables.report import EpochReport
 
 

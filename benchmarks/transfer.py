@@ -29,7 +29,6 @@ from trainables.config import (
     BudgetConfig,
     DataConfig,
     EdmipsConfig,
-    FinetuneConfig,
     GmpqConfig,
     MethodConfig,
     NetworkConfig,
@@ -39,6 +38,7 @@ from trainables.config import (
 )
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
+from trainables.finetune_config import FinetuneConfig
 from trainables.policy import BitPolicy
 from trainables.random_policy import random_policies
 from trainables.reference import Bench, ensure_reference, load_bench

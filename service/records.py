@@ -97,6 +97,8 @@ class SweepRecord:
     total_trials: int
     """Trials planned; `extend` adds to them."""
     created_ms: int
+    kind: Literal["search", "finetune"] = "search"
+    """`finetune`: its trials are finetunes of policies that searches found (`service.promoted`)."""
     ended_ms: int = 0
     """When it was last closed; 0 while it runs, or when its driver was killed."""
     end: str = ""

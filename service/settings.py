@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from service.pareto import check_objectives, parse_constraint
-from trainables.config import STRICT
+from trainables.checked import STRICT
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -51,12 +51,12 @@ from trainables.config import (
     BudgetConfig,
     DataConfig,
     EvaluationConfig,
-    FinetuneConfig,
     NetworkConfig,
     ReferenceConfig,
     TrialConfig,
 )
 from trainables.errors import ConfigError, SpecError, did_you_mean
+from trainables.finetune_config import FinetuneConfig
 
 T = TypeVar("T")
 

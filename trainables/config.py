@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any, ClassVar, Literal
 
+from trainables.checked import STRICT, check_not_negative, check_positive
 from trainables.errors import ConfigError, InfeasibleBudgetError
+from trainables.finetune_config import DeployedQuantizer, FinetuneConfig
 
 QuantizerName = Literal["pact", "hwgq"]
 Resolution = Literal["native", "input"]
@@ -28,21 +30,6 @@ Imitation = Literal["capacity", "dynamic"]
 
 MAX_LEVELS = 12
 """Of a partition: with more, the coarsest map is a single pixel at any size of images."""
-
-STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
-"""Read by the spec's validator: unknown keys are errors, and nothing is converted silently."""
-
-
-def _positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{where}.{name} is {value}; give a positive number.")
-
-
-def _not_negative(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ConfigError(f"{where}.{name} is {value}; give zero or a positive number.")
 
 
 def _check_top_k(where: str, top_k: int) -> None:
@@ -96,10 +83,10 @@ class DataConfig:
     """Processes that decode images; 0 decodes in the trial's own process."""
 
     def __post_init__(self) -> None:
-        _positive("data", image_size=self.image_size)
+        check_positive("data", image_size=self.image_size)
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"data.fraction is {self.fraction}; give a share above 0 and up to 1.")
-        _not_negative("data", loader_workers=self.loader_workers)
+        check_not_negative("data", loader_workers=self.loader_workers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +96,10 @@ class ReferenceConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     epochs: int
+    """0 takes the `weights` as they are."""
+    weights: str = ""
+    """Where its float weights start: empty for fresh ones, `torchvision` for those that torchvision publishes, or a
+    file of a state dict (.pt, .pth, .safetensors)."""
     batch_size: int = 64
     """Images per step, over all workers."""
     lr: float = 0.1
@@ -117,8 +108,11 @@ class ReferenceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive("reference", epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        _not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed)
+        check_positive("reference", batch_size=self.batch_size, lr=self.lr)
+        check_not_negative("reference", epochs=self.epochs)
+        if not self.epochs and not self.weights:
+            raise ConfigError("reference.epochs is 0, which leaves fresh weights untrained; give epochs, or weights.")
+        check_not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +145,7 @@ class SupernetConfig:
     """Weight of a barrier against expected costs beyond the budget; 0: none, the budget is kept by allocation alone."""
 
     def __post_init__(self) -> None:
-        _positive(
+        check_positive(
             "method",
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -159,7 +153,7 @@ class SupernetConfig:
             bit_lr=self.bit_lr,
             lr_decay_every=self.lr_decay_every,
         )
-        _not_negative(
+        check_not_negative(
             "method",
             zeta=self.zeta,
             momentum=self.momentum,
@@ -201,9 +195,9 @@ class GmpqConfig(SupernetConfig):
     def __post_init__(self) -> None:
         # Zero-argument super() does not work in a dataclass with slots: the class is made anew.
         SupernetConfig.__post_init__(self)
-        _not_negative("method", eta=self.eta)
-        _positive("method", capacity=self.capacity)
-        _not_negative("method", p=self.p)
+        check_not_negative("method", eta=self.eta)
+        check_positive("method", capacity=self.capacity)
+        check_not_negative("method", p=self.p)
         _check_top_k("method", self.top_k)
 
 
@@ -223,7 +217,7 @@ class RgmpqConfig(GmpqConfig):
 
     def __post_init__(self) -> None:
         GmpqConfig.__post_init__(self)
-        _not_negative("method", levels=self.levels, gamma=self.gamma)
+        check_not_negative("method", levels=self.levels, gamma=self.gamma)
         if self.levels > MAX_LEVELS:
             raise ConfigError(f"method.levels is {self.levels}; give at most {MAX_LEVELS}.")
         if self.ratio < 2:
@@ -266,7 +260,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        _not_negative("budget", **values)
+        check_not_negative("budget", **values)
         for name, value in values.items():
             if math.isinf(value):
                 raise ConfigError(f"budget.{name} is {value}; give a finite number, or 0 for no limit.")
@@ -312,23 +306,6 @@ def _infeasible(name: str, limit: float, reached: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig:
-    """Finetune of a policy's quantised network: Adam, ×0.1 at half and at three quarters of the epochs."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    epochs: int
-    batch_size: int = 256
-    """Images per step, over all workers."""
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive("finetune", epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        _not_negative("finetune", weight_decay=self.weight_decay)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     """How the ARD of a finished policy is measured: equal for all trials of a sweep, whatever they searched with."""
 
@@ -342,25 +319,53 @@ class EvaluationConfig:
     """Maps as the network makes them, or upsampled bilinearly to the image's size."""
 
     def __post_init__(self) -> None:
-        _positive("evaluation", batch_size=self.batch_size)
+        check_positive("evaluation", batch_size=self.batch_size)
         _check_top_k("evaluation", self.top_k)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialConfig:
-    """All that a trial's result depends on, besides the machine."""
+class BenchConfig:
+    """All that the finetune of a policy and its measures depend on, besides policy and machine."""
 
     network: NetworkConfig
     data: DataConfig
     reference: ReferenceConfig
-    method: MethodConfig
     finetune: FinetuneConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
     seed: int = 0
     images: int = 0
     """Validation images of which the result has attribution maps, for people to look at; no other number depends on
     it."""
+
+    @property
+    def quantizer(self) -> DeployedQuantizer:
+        """Of the deployed network."""
+        if self.finetune.quantizer == "searched":
+            raise ConfigError("finetune.quantizer is 'searched', but nothing was searched here; name a quantiser.")
+        return self.finetune.quantizer
+
+    @property
+    def reference_key(self) -> str:
+        """Name of the reference that this needs: equal for equal network, data and recipe."""
+        reference = dataclasses.asdict(self.reference)
+        if not self.reference.weights:
+            del reference["weights"]
+        content = [
+            self.network.name,
+            {k: v for k, v in dataclasses.asdict(self.data).items() if k not in ("download", "loader_workers")},
+            reference,
+        ]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        names = re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.network.name}-{self.data.name}")
+        return f"{names}-{digest[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConfig(BenchConfig):
+    """All that a trial's result depends on, besides the machine."""
+
+    method: MethodConfig
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         if self.method.barrier and not self.budget.limits:
@@ -370,16 +375,9 @@ class TrialConfig:
             )
 
     @property
-    def reference_key(self) -> str:
-        """Name of the reference that this trial needs: equal for equal network, data and recipe."""
-        content = [
-            self.network.name,
-            {k: v for k, v in dataclasses.asdict(self.data).items() if k not in ("download", "loader_workers")},
-            dataclasses.asdict(self.reference),
-        ]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        names = re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.network.name}-{self.data.name}")
-        return f"{names}-{digest[:12]}"
+    def quantizer(self) -> DeployedQuantizer:
+        """Of the deployed network."""
+        return self.method.quantizer if self.finetune.quantizer == "searched" else self.finetune.quantizer
 
 
 def method_name(config: MethodConfig) -> str:

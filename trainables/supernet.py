@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from trainables.bops import COUNT_OF, CostModel
 from trainables.choices import Choices, Scores
-from trainables.config import NetworkConfig, QuantizerName, SupernetConfig
+from trainables.config import NetworkConfig, SupernetConfig
 from trainables.errors import ConfigError, CoverageError, DivergedError
+from trainables.finetune_config import DeployedQuantizer
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 
@@ -190,7 +191,7 @@ def build_supernet(net: nn.Module, costs: CostModel, roles: Roles, config: Super
     return Supernet(_quantized_copy(net, costs, in_order, roles.group_of, config.quantizer), costs, roles)
 
 
-def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: QuantizerName) -> nn.Module:
+def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: DeployedQuantizer) -> nn.Module:
     """A copy of `net` quantised as `policy` says, stem and head included.
 
     Layers that read the same activation with the same bits have one quantiser for it.
@@ -206,7 +207,7 @@ def _quantized_copy(
     costs: CostModel,
     candidates: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     sharing: Mapping[str, Hashable],
-    quantizer: QuantizerName,
+    quantizer: DeployedQuantizer,
 ) -> nn.Module:
     """Layers with the same key in `sharing` have one vector of activation logits; of these, those that read the same
     activation have one quantiser for it."""

@@ -75,7 +75,7 @@ def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> FinetuneResul
 
 def _check_recount(bench: Bench, policy: BitPolicy, budget: BudgetConfig) -> None:
     """That the network which is deployed costs what its policy says, and keeps the budget."""
-    deployed = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
+    deployed = deploy(bench.reference, bench.costs, policy, bench.config.quantizer)
     recounted = bench.costs.costs(recount(deployed, bench.probe, searched=policy.searched))
     broken = budget.broken(recounted)
     if recounted != bench.costs.of(policy) or broken:

@@ -8,7 +8,8 @@ import pytest
 
 from service.cli import main
 from service.spec import SECTIONS, load_spec
-from trainables.config import METHOD_CONFIGS, FinetuneConfig
+from trainables.config import METHOD_CONFIGS
+from trainables.finetune_config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])

@@ -12,7 +12,6 @@ from trainables.bops import COUNT_OF
 from trainables.config import (
     BudgetConfig,
     DataConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
@@ -20,6 +19,7 @@ from trainables.config import (
 )
 from trainables.counting import measure
 from trainables.errors import ConfigError
+from trainables.finetune_config import FinetuneConfig
 from trainables.risks import budget_barrier
 from trainables.supernet import Supernet, assign_roles, build_supernet
 

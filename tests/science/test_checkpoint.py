@@ -10,13 +10,13 @@ from trainables.api import EpochReport, ensure_reference, run_trial
 from trainables.config import (
     BudgetConfig,
     DataConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
     RgmpqConfig,
     TrialConfig,
 )
+from trainables.finetune_config import FinetuneConfig
 
 TINY = TrialConfig(
     network=NetworkConfig(name="resnet8"),

@@ -63,15 +63,17 @@ def test_a_change_in_place_makes_another_activation() -> None:
 def test_memory_that_is_used_again_ties_nothing() -> None:
     class Chain(Net):
         def forward(self, x: Tensor) -> Tensor:
-            addresses = set()
+            memories = []
             for layer in self.children():
                 x = layer(x)
-                addresses.add(x.data_ptr())
-            # The allocator hands the same memory out again: otherwise this proves nothing.
-            assert len(addresses) < 6
+                memories.append(x.untyped_storage()._cdata)
+            # What is freed is handed out again, where and how often is the allocator's business: without, this
+            # proves nothing.
+            assert len(set(memories)) < len(memories)
             return x
 
-    assert Chain("abcdefgh").groups() == sets("a b c d e f g h")
+    names = "abcdefghijklmnopqrstuvwxyz"
+    assert Chain(names).groups() == sets(" ".join(names))
 
 
 def test_a_layer_that_runs_again_unites_those_who_read_its_inputs() -> None:

@@ -17,7 +17,6 @@ from trainables.attribution import Attribution, upsample
 from trainables.config import (
     Augment,
     DataConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
@@ -26,6 +25,7 @@ from trainables.config import (
 )
 from trainables.data.splits import Batch, loader
 from trainables.errors import StorageError
+from trainables.finetune_config import FinetuneConfig
 from trainables.partition import partition, smooth
 from trainables.reference import Bench, ensure_reference, load_bench
 from trainables.reference_maps import AskedMaps, KeptMaps, MapSetting, keeps, kept_maps, training_maps

@@ -13,7 +13,6 @@ from trainables.attribution import rank_difference
 from trainables.config import (
     DataConfig,
     EvaluationConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
@@ -21,6 +20,7 @@ from trainables.config import (
 )
 from trainables.data import load_data
 from trainables.errors import ConfigError, StorageError
+from trainables.finetune_config import FinetuneConfig
 from trainables.policy import LayerBits
 from trainables.reference import load_bench
 from trainables.sample_maps import sample_images

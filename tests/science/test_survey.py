@@ -14,7 +14,6 @@ from trainables.config import (
     DataConfig,
     EdmipsConfig,
     EvaluationConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
@@ -22,6 +21,7 @@ from trainables.config import (
 )
 from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError, InfeasibleBudgetError
+from trainables.finetune_config import FinetuneConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.survey import _Clock, _Note

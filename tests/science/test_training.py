@@ -15,7 +15,6 @@ from trainables.checkpoint import Checkpoint, StageCheckpoint
 from trainables.config import (
     DataConfig,
     EdmipsConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
@@ -24,6 +23,7 @@ from trainables.config import (
 from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.errors import DivergedError, StorageError
+from trainables.finetune_config import FinetuneConfig
 from trainables.methods.loop import new_supernet
 from trainables.quantizers.pact import CLIP_START
 from trainables.training import TrainingPlan, at_shares, cosine, every, train

@@ -12,13 +12,13 @@ from trainables.choices import Choices
 from trainables.config import (
     BudgetConfig,
     DataConfig,
-    FinetuneConfig,
     GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
     TrialConfig,
 )
 from trainables.errors import InfeasibleBudgetError
+from trainables.finetune_config import FinetuneConfig
 from trainables.policy import BitPolicy
 from trainables.recount import recount
 from trainables.supernet import deploy

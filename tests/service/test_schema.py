@@ -15,7 +15,8 @@ from service.schema import descriptions, schema
 from service.settings import PlainConfig
 from service.spec import SECTIONS, TOP_KEYS
 from service.yaml_source import parse_yaml
-from trainables.config import METHOD_CONFIGS, FinetuneConfig
+from trainables.config import METHOD_CONFIGS
+from trainables.finetune_config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(schema())

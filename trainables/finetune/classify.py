@@ -35,7 +35,7 @@ class Finetuned(NamedTuple):
 def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
     """Finetunes `policy` and measures it; clips calibrated on one batch."""
     config, workers = bench.config.finetune, bench.workers
-    net = deploy(bench.reference, bench.costs, policy, bench.config.method.quantizer)
+    net = deploy(bench.reference, bench.costs, policy, bench.config.quantizer)
     first = next(iter(bench.training_batches(0, config.batch_size)))
     calibrate(net, first.images.to(workers.device))
     net.requires_grad_(True)

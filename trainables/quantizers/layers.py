@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.config import QuantizerName
 from trainables.errors import CoverageError
+from trainables.finetune_config import DeployedQuantizer
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
 
-WEIGHT_QUANTIZERS: dict[QuantizerName, type[PactWeights] | type[HwgqWeights]] = {
+WEIGHT_QUANTIZERS: dict[DeployedQuantizer, type[PactWeights] | type[HwgqWeights]] = {
     "pact": PactWeights,
     "hwgq": HwgqWeights,
 }
-ACT_QUANTIZERS: dict[QuantizerName, type[PactActivations] | type[HwgqActivations]] = {
+ACT_QUANTIZERS: dict[DeployedQuantizer, type[PactActivations] | type[HwgqActivations]] = {
     "pact": PactActivations,
     "hwgq": HwgqActivations,
 }
@@ -35,7 +35,7 @@ class BitMixture(nn.Module):
     """Both quantisers of one layer with the logits that weigh their candidate widths. Logits start equal."""
 
     def __init__(
-        self, quantizer: QuantizerName, *, weight_bits: tuple[int, ...], act_bits: tuple[int, ...], signed: bool
+        self, quantizer: DeployedQuantizer, *, weight_bits: tuple[int, ...], act_bits: tuple[int, ...], signed: bool
     ) -> None:
         super().__init__()
         self.weight_bits, self.act_bits = weight_bits, act_bits
