@@ -44,20 +44,39 @@ METRICS = {
         Objective("mean_weight_bits", "min", "bits of a weight"),
         Objective("mean_act_bits", "min", "bits of an activation"),
         Objective("device_hours", "min", "device-hours"),
+        Objective("top5", "max", "top-5 (%)"),
+        Objective("map", "max", "mAP, VOC 07 (%)"),
+        Objective("ap", "max", "AP, COCO (%)"),
+        Objective("ap50", "max", "AP at IoU 0.5 (%)"),
+        Objective("ap75", "max", "AP at IoU 0.75 (%)"),
+        Objective("aps", "max", "AP of small objects (%)"),
+        Objective("apm", "max", "AP of medium objects (%)"),
+        Objective("apl", "max", "AP of large objects (%)"),
+        Objective("backbone_bops_g", "min", "BOPs of the backbone (G)"),
+        Objective("backbone_bops_paper_g", "min", "BOPs of the backbone as the paper counts (G)"),
+        Objective("images_per_s", "max", "images per second"),
     )
 }
-"""What is measured of every policy, and which way is better."""
+"""What can be measured of a policy, and which way is better."""
+FINETUNED_ALONE = (
+    "top5", "map", "ap", "ap50", "ap75", "aps", "apm", "apl", "backbone_bops_g", "backbone_bops_paper_g", "images_per_s"
+)  # fmt: skip
+"""Those that a promotion measures, and the trials of a search do not."""
+SEARCHED = {name: metric for name, metric in METRICS.items() if name not in FINETUNED_ALONE}
+"""Those that every trial of a search measures."""
+ACCURACIES = ("top1", "map", "ap")
+"""What a policy is worth, of which a sweep has at least one: the first of them that it trades off is its accuracy."""
 OBJECTIVES = (METRICS["top1"], METRICS["bops_g"], METRICS["ard"])
 """What a sweep trades off that says nothing else."""
 MAX_OBJECTIVES = 3
 """The front of more has no order to find it in quickly, and nobody has a picture of it."""
 
 
-def check_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
+def check_objectives(names: Sequence[str], known: Mapping[str, Objective] = METRICS) -> tuple[Objective, ...]:
     """The objectives of these names. Raises ConfigError for unknown, repeated, missing or too many."""
     for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"objectives: unknown metric {name!r}{did_you_mean(name, METRICS)}")
+        if name not in known:
+            raise ConfigError(f"objectives: {_unknown(name, known)}")
     if not 1 <= len(names) <= MAX_OBJECTIVES or len(set(names)) != len(names):
         raise ConfigError(f"objectives is {list(names)}; give one to {MAX_OBJECTIVES} different metrics.")
     return tuple(METRICS[name] for name in names)
@@ -80,7 +99,13 @@ class Constraint:
         return f"{self.metric} {self.relation} {self.bound:g}"
 
 
-def parse_constraint(text: str) -> Constraint:
+def _unknown(name: str, known: Mapping[str, Objective]) -> str:
+    if name in METRICS:
+        return f"{name!r} is measured by promotions alone; give one of {', '.join(known)}"
+    return f"unknown metric {name!r}{did_you_mean(name, known)}"
+
+
+def parse_constraint(text: str, known: Mapping[str, Objective] = METRICS) -> Constraint:
     """Reads `bops_g <= 7.5`. Raises ConfigError with what would be right."""
     match = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
     try:
@@ -89,8 +114,8 @@ def parse_constraint(text: str) -> Constraint:
         bound = math.nan
     if not match or not math.isfinite(bound):
         raise ConfigError(f"constraints: found {text!r}; expected a metric, <= or >=, and a number: bops_g <= 7.5")
-    if match[1] not in METRICS:
-        raise ConfigError(f"constraints: unknown metric {match[1]!r}{did_you_mean(match[1], METRICS)}")
+    if match[1] not in known:
+        raise ConfigError(f"constraints: {_unknown(match[1], known)}")
     return Constraint(match[1], "<=" if match[2] == "<=" else ">=", bound)
 
 

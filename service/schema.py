@@ -12,7 +12,7 @@ import textwrap
 from functools import cache
 from typing import Any
 
-from service.pareto import METRICS
+from service.pareto import SEARCHED
 from service.settings import PlainConfig
 from service.space import KINDS
 from service.spec import SECTIONS
@@ -54,7 +54,7 @@ def schema() -> dict[str, Any]:
     """The schema (draft 2020-12) as JSON has it."""
     properties = _object(PlainConfig, ())["properties"]
     properties["name"]["description"] = "Name of the sweep and of its folder: a-z, 0-9, '.', '_' and '-'."
-    properties["objectives"]["items"] = {"enum": list(METRICS)}
+    properties["objectives"]["items"] = {"enum": list(SEARCHED)}
     properties |= {name: _object(kind, (name,)) for name, kind in SECTIONS.items()}
     for limit in properties["budget"]["properties"].values():
         limit["minimum"] = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.merge import read_sweep, reveal, stored_text
-from service.pareto import Constraint, Objective, check_objectives, parse_constraint
+from service.pareto import SEARCHED, Constraint, Objective, check_objectives, parse_constraint
 from service.settings import (
     EarlyStoppingConfig,
     GalleryConfig,
@@ -227,8 +227,8 @@ SECTIONS: dict[str, type] = {
 PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(PlainConfig))
 PARSED_KEYS = ("objectives", "constraints")
 ITEMS: dict[Path_, Callable[[str], object]] = {
-    ("objectives",): lambda name: check_objectives((name,)),
-    ("constraints",): parse_constraint,
+    ("objectives",): lambda name: check_objectives((name,), SEARCHED),
+    ("constraints",): lambda text: parse_constraint(text, SEARCHED),
     ("warm_start", "sweeps"): check_sweep,
 }
 """Lists whose items are checked one by one, so that an error points at the item."""

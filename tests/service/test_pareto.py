@@ -5,7 +5,20 @@ from itertools import permutations
 
 import pytest
 
-from service.pareto import Objective, dominates, front, knee, non_dominated_ranks
+from service.pareto import (
+    ACCURACIES,
+    FINETUNED_ALONE,
+    METRICS,
+    SEARCHED,
+    Objective,
+    check_objectives,
+    dominates,
+    front,
+    knee,
+    non_dominated_ranks,
+    parse_constraint,
+)
+from trainables.errors import ConfigError
 
 
 def objectives(count: int) -> tuple[Objective, ...]:
@@ -72,3 +85,13 @@ def test_a_thousand_points_of_one_chain_are_ranked_in_a_moment() -> None:
     began = time.process_time()
     assert non_dominated_ranks(chain) == [int(point[0]) for point in chain]
     assert time.process_time() - began < 0.5
+
+
+def test_metrics_of_detectors_are_for_promotions_and_every_accuracy_is_better_the_higher_it_is() -> None:
+    assert check_objectives(["map", "backbone_bops_paper_g"])[0].direction == "max"
+    assert {METRICS[name].direction for name in ACCURACIES} == {"max"}
+    assert set(FINETUNED_ALONE) < set(METRICS)
+    with pytest.raises(ConfigError, match="'map' is measured by promotions alone; give one of top1, bops_g, ard"):
+        check_objectives(["map"], SEARCHED)
+    with pytest.raises(ConfigError, match="constraints: 'ap50' is measured by promotions alone"):
+        parse_constraint("ap50 >= 30", SEARCHED)
