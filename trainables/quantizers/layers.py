@@ -110,6 +110,13 @@ def quant_layers(net: nn.Module) -> dict[str, QuantLayer]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d | QuantLinear)}
 
 
+def quantizer_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """What the quantisers themselves learn (clips, steps, intervals, gains), each once; no bit logits."""
+    mixtures = [layer.mixture for layer in quant_layers(net).values()]
+    found = [p for mixture in mixtures for part in (mixture.weights, mixture.activations) for p in part.parameters()]
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
 @torch.no_grad()
 def calibrate(net: nn.Module, images: Tensor, *, layers: Iterable[str] | None = None) -> None:
     """Sets the learned clips of these layers, or of all, from one batch; each reads what those before it quantised."""
