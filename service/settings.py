@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import zoneinfo
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -260,10 +261,7 @@ class PlainConfig:
     """Such as `bops_g <= 7.5`: a policy that breaks one is not on the front."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
-            raise ConfigError(
-                f"name is {self.name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first."
-            )
+        check_name(self.name)
         if self.trials < 1:
             raise ConfigError(f"trials is {self.trials}; give at least 1.")
         check_objectives(self.objectives)
@@ -271,13 +269,22 @@ class PlainConfig:
             parse_constraint(constraint)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give zero or a positive number.")
-        for tag in self.tags:
-            if not re.fullmatch(r"[A-Za-z0-9_./: -]{1,250}", tag):
-                raise ConfigError(
-                    f"tags: the name {tag!r} has signs that MLflow refuses; use letters, digits and _./:-."
-                )
-            if tag.startswith(RESERVED_TAGS):
-                raise ConfigError(
-                    f"tags: the name {tag!r} begins with {' or '.join(RESERVED_TAGS)}, which the record in MLflow uses "
-                    "itself; choose another."
-                )
+        check_tags(self.tags)
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless this may be the name of a sweep, or of a promotion."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise ConfigError(f"name is {name!r}; use up to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first.")
+
+
+def check_tags(tags: Iterable[str]) -> None:
+    """Raises ConfigError for names of tags that MLflow refuses, or that the record there needs itself."""
+    for tag in tags:
+        if not re.fullmatch(r"[A-Za-z0-9_./: -]{1,250}", tag):
+            raise ConfigError(f"tags: the name {tag!r} has signs that MLflow refuses; use letters, digits and _./:-.")
+        if tag.startswith(RESERVED_TAGS):
+            raise ConfigError(
+                f"tags: the name {tag!r} begins with {' or '.join(RESERVED_TAGS)}, which the record in MLflow uses "
+                "itself; choose another."
+            )

@@ -169,7 +169,7 @@ class SweepSpec:
             "trials": self.trials,
             "objectives": [objective.name for objective in self.objectives],
             "constraints": [f"{c.metric} {c.relation} {c.bound!r}" for c in self.constraints],
-            "resources": {key: getattr(self.resources, key) for key in _COUNTED_RESOURCES},
+            "resources": counted_resources(self.resources),
         }
         for name in ("sampler", "warm_start", "early_stopping"):
             content[name] = dataclasses.asdict(getattr(self, name))
@@ -182,8 +182,9 @@ class SweepSpec:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-_COUNTED_RESOURCES = ("workers", "cpus_per_worker", "gpus_per_worker")
-"""How many share a batch, with how many threads, changes sums; how many trials run at once does not."""
+def counted_resources(resources: ResourcesConfig) -> dict[str, Any]:
+    """How many share a batch, with how many threads, changes sums; how many trials run at once does not."""
+    return {key: getattr(resources, key) for key in ("workers", "cpus_per_worker", "gpus_per_worker")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -280,7 +281,7 @@ def _checked(source: Source) -> SweepSpec:
         if key not in TOP_KEYS:
             source.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}", at_key=True)
     sections: dict[str, Any] = {
-        name: _read(source, (name,), kind, reveal(source, name, section(source, name)))
+        name: read_section(source, (name,), kind, reveal(source, name, section(source, name)))
         for name, kind in SECTIONS.items()
         if name not in VARIABLE
     }
@@ -335,10 +336,11 @@ def _read_plain(source: Source, sampler: SamplerConfig | None, space: Mapping[st
         trials = content.setdefault("trials", max(num_points, 1))
         if isinstance(trials, int) and 0 < num_points < trials:
             source.add(("trials",), f"trials is {trials}, but the grid has {num_points} points; give no more than that")
-    return _read(source, (), PlainConfig, content)
+    return read_section(source, (), PlainConfig, content)
 
 
-def _read(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:
+def read_section(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:
+    """The settings that `content` gives; None, and problems in the source, where it gives none."""
     rest = {key: value for key, value in content.items() if not _has_bad_item(source, (*path, key), value)}
     problems = find_problems(kind, rest, *path)
     for place, message, at_key in problems:

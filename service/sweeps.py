@@ -10,11 +10,14 @@ import shutil
 from pathlib import Path
 
 from service import driver
+from service.merge import read_sweep, reveal
 from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRecord, SweepStore
 from service.revision import revision, version
-from service.settings import StorageConfig
+from service.settings import StorageConfig, TrackingConfig
 from service.space import points
 from service.spec import SweepSpec, differences, load_spec
+from service.validate import build
+from service.varied import section
 from trainables.errors import ConfigError, StorageError, did_you_mean
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
@@ -102,6 +105,14 @@ def stored_spec(store: SweepStore) -> SweepSpec:
     """The spec that a sweep was begun with, and what `extend` has changed since."""
     spec, sweep = load_spec(store.folder / "spec.yaml"), store.sweep()
     return with_extensions(spec, store.folder.parent, sweep)
+
+
+def stored_tracking(store: SweepStore) -> TrackingConfig:
+    """Where the runs of a sweep, or of a promotion, are recorded."""
+    source, _ = read_sweep(store.folder / "spec.yaml")
+    content = reveal(source, "tracking", section(source, "tracking"))
+    source.raise_problems()
+    return build(TrackingConfig, content)
 
 
 def with_extensions(spec: SweepSpec, storage: Path, sweep: SweepRecord) -> SweepSpec:
