@@ -74,28 +74,29 @@ class Ledger:
         """What a search ended with."""
         path = self.folder / f"search-{data}-{method}-{seed}.json"
         if not path.exists():
-            bench = self.bench(data, METHODS[method], seed)
+            config, bench = self.bench(data, METHODS[method], seed)
             make_repeatable(seed)
-            path.write_text(methods.search(bench, quiet).to_json())
+            path.write_text(methods.search(bench, config, quiet).to_json())
         return Choices.load(path)
 
     def finetuned(self, data: str, policy: BitPolicy, seed: int) -> tuple[float, float]:
         """Top-1 (percent) and ARD (ranks) of a policy. The same bits are finetuned once, whoever found them."""
         path = self.folder / f"finetune-{data}-{policy.hash[:16]}-{seed}.json"
         if not path.exists():
-            bench = self.bench(data, METHODS["GMPQ"], seed)
+            _, bench = self.bench(data, METHODS["GMPQ"], seed)
             make_repeatable(seed)
             found = finetune(bench, policy, quiet)
-            path.write_text(json.dumps([found.top1, found.attribution.ard]))
+            path.write_text(json.dumps([found.accuracy["top1"], found.attribution.ard]))
             print(
-                f"{data} seed {seed} {policy.hash[:8]}: top-1 {found.top1:.2f} ARD {found.attribution.ard:.2f}",
+                f"{data} seed {seed} {policy.hash[:8]}: top-1 {found.accuracy['top1']:.2f} "
+                f"ARD {found.attribution.ard:.2f}",
                 flush=True,
             )
         top1, ard = json.loads(path.read_text())
         return top1, ard
 
-    def bench(self, data: str, method: MethodConfig, seed: int) -> Bench:
-        """Data, reference and costs."""
+    def bench(self, data: str, method: MethodConfig, seed: int) -> tuple[TrialConfig, Bench]:
+        """Settings; data, reference and costs."""
         config = TrialConfig(
             network=NetworkConfig(name="resnet8"),
             data=DATA[data],
@@ -105,7 +106,7 @@ class Ledger:
             seed=seed,
         )
         ensure_reference(config, quiet, store=self.folder / "references")
-        return load_bench(config, store=self.folder / "references")
+        return config, load_bench(config, store=self.folder / "references")
 
 
 def quiet(epoch: EpochReport) -> None:

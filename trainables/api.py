@@ -10,9 +10,11 @@ from pathlib import Path
 
 from trainables.bops import CostModel
 from trainables.choices import Choices
-from trainables.config import BudgetConfig, TrialConfig
+from trainables.config import BenchConfig, BudgetConfig, TrialConfig
+from trainables.detector_config import DetectorConfig
 from trainables.errors import ConfigError
 from trainables.policy import BitPolicy
+from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.survey_report import (
     Reach,
@@ -83,7 +85,7 @@ def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
         raise ConfigError(f"{network} does not run on {image_size}×{image_size} pixels: {error}") from None
 
 
-def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
+def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord:
     """Trains the full-precision reference of `config` into `store`, unless it is there."""
     from trainables import reference
 
@@ -91,17 +93,26 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
 
 
 def finetune(
-    config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+    config: BenchConfig | DetectorConfig,
+    policy: PolicyRecord,
+    report: Report,
+    *,
+    store: Path,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
 ) -> FinetuneResult:
-    """Finetunes and measures a given policy as a trial of `config` does the one that it finds: on every worker alike.
+    """Finetunes and measures a given policy as a trial does the one that it finds: on every worker alike.
 
-    Whatever `config` says of the search and its budget is left aside, except for the quantiser. Needs the reference in
-    `store`. Goes on from the file `checkpoint`, if it is there; one of another policy counts as none. Raises
-    ConfigError where the policy names other layers, DivergedError where a loss left the finite numbers.
+    Of a `TrialConfig` whatever it says of the search and its budget is left aside, except for the quantiser. Needs the
+    classifier's reference in `store`. Goes on from the file `checkpoint`, if it is there; one of another policy counts
+    as none. Rank 0 writes the finetuned network into the folder `output`, whole or not at all, where one is given.
+    Raises ConfigError where the policy names other layers, DivergedError where a loss left the finite numbers.
     """
     from trainables import trial
 
-    return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint)
+    if isinstance(config, DetectorConfig):
+        raise ConfigError("detectors cannot be finetuned yet; give settings of a classification finetune.")
+    return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint, output=output)
 
 
 def random_policies(

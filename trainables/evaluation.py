@@ -14,17 +14,33 @@ from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.training import Batches
 
+TOP_K = 5
+
 
 @torch.no_grad()
+def accuracy(net: nn.Module, batches: Batches, workers: Workers) -> dict[str, float]:
+    """top1 and top5: shares of images whose label's logit is the largest, or among the five largest, percent.
+
+    Over all workers' batches. Of five classes or fewer top5 says nothing, and is left out.
+    """
+    net.eval()
+    counts = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        logits = net(batch.images.to(workers.device)).cpu()
+        right, seen = float((logits.argmax(1) == batch.labels).sum()), float(len(batch.labels))
+        among = 0.0
+        if logits.shape[1] > TOP_K:
+            among = float((logits.topk(TOP_K, dim=1).indices == batch.labels[:, None]).sum())
+        counts += torch.tensor([right, seen, among, seen if logits.shape[1] > TOP_K else 0.0])
+    # A worker may have no batch, so the number of classes is asked of all.
+    first, seen, five, of_five = workers.total(counts.to(workers.device)).tolist()
+    found = {"top1": 100.0 * first / seen}
+    return found | {"top5": 100.0 * five / of_five} if of_five else found
+
+
 def top1(net: nn.Module, batches: Batches, workers: Workers) -> float:
     """Share of images whose largest logit is their label's, percent, over all workers' batches."""
-    net.eval()
-    counts = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        logits = net(batch.images.to(workers.device))
-        counts += torch.tensor([float((logits.argmax(1).cpu() == batch.labels).sum()), float(len(batch.labels))])
-    right, seen = workers.total(counts.to(workers.device)).tolist()
-    return 100.0 * right / seen
+    return accuracy(net, batches, workers)["top1"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +13,14 @@ from torch import Tensor, nn
 from trainables.attribution import Attribution
 from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
-from trainables.config import ReferenceConfig, TrialConfig
+from trainables.config import BenchConfig, ReferenceConfig
 from trainables.counting import measure
 from trainables.data import load_data
 from trainables.data.splits import Batch, DataSplits, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.errors import StorageError
 from trainables.evaluation import top1
+from trainables.folders import published
 from trainables.models import build_network
 from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
 from trainables.supernet import Roles, assign_roles
@@ -37,7 +33,7 @@ PROBE_IMAGES = 8
 class Bench:
     """Everything that search and finetune stand on: data, reference network, its costs and the roles of its layers."""
 
-    config: TrialConfig
+    config: BenchConfig
     workers: Workers
     data: DataSplits
     reference: nn.Module
@@ -61,12 +57,12 @@ class Bench:
         return _validation_batches(self.config, self.data, self.workers)
 
 
-def fresh_network(config: TrialConfig, data: DataSplits) -> nn.Module:
-    """The trial's network with fresh weights, on the CPU."""
+def fresh_network(config: BenchConfig, data: DataSplits) -> nn.Module:
+    """The network with fresh weights, on the CPU."""
     return build_network(config.network.name, num_classes=data.num_classes, image_size=config.data.image_size)
 
 
-def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord:
+def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord:
     """The reference's record; trains it where `store`/<key> does not hold it yet. Checks the network in any case.
 
     The folder appears whole or not at all; of two that train at once the first to finish is kept.
@@ -98,7 +94,7 @@ def ensure_reference(config: TrialConfig, report: Report, *, store: Path) -> Ref
     return record
 
 
-def _check_network(config: TrialConfig, data: DataSplits, workers: Workers) -> None:
+def _check_network(config: BenchConfig, data: DataSplits, workers: Workers) -> None:
     """Raises before hours of training what would otherwise be raised after: uncounted work, patterns, tiny maps."""
     net = fresh_network(config, data).to(workers.device)
     probe = _probe(data, workers)
@@ -112,7 +108,7 @@ def _probe(data: DataSplits, workers: Workers) -> Tensor:
 
 
 def train_reference(
-    config: TrialConfig, data: DataSplits, workers: Workers, report: Report, checkpoint: Checkpoint
+    config: BenchConfig, data: DataSplits, workers: Workers, report: Report, checkpoint: Checkpoint
 ) -> tuple[nn.Module, float]:
     """The network after its recipe, and its validation top-1 (percent); goes on from `checkpoint`."""
     recipe = config.reference
@@ -148,7 +144,7 @@ def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
 
 
 def _training_batches(
-    config: TrialConfig, data: DataSplits, workers: Workers, *, epoch: int, batch_size: int, seed: int | None = None
+    config: BenchConfig, data: DataSplits, workers: Workers, *, epoch: int, batch_size: int, seed: int | None = None
 ) -> Batches:
     return loader(
         data.train,
@@ -162,7 +158,7 @@ def _training_batches(
     )
 
 
-def _validation_batches(config: TrialConfig, data: DataSplits, workers: Workers) -> Batches:
+def _validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches:
     return loader(
         data.validation,
         batch_size=config.evaluation.batch_size,
@@ -175,7 +171,7 @@ def _validation_batches(config: TrialConfig, data: DataSplits, workers: Workers)
     )
 
 
-def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = None) -> Bench:
+def load_bench(config: BenchConfig, *, store: Path, checkpoint: Path | None = None) -> Bench:
     """Loads data and reference and counts the network. Raises StorageError where the reference was not trained."""
     workers = Workers.current()
     folder = store / config.reference_key
@@ -196,7 +192,7 @@ def load_bench(config: TrialConfig, *, store: Path, checkpoint: Path | None = No
 
 
 def make_bench(
-    config: TrialConfig,
+    config: BenchConfig,
     data: DataSplits,
     net: nn.Module,
     record: ReferenceRecord,
@@ -209,25 +205,3 @@ def make_bench(
     probe = _probe(data, workers)
     costs = measure(net, probe)
     return Bench(config, workers, data, net, record, costs, assign_roles(costs, config.network), probe, checkpoint)
-
-
-@contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which gets its name once all that is in it has reached the disk, or goes.
-
-    Of several that write at once the first one's is kept: it has a RECORD_FILE then.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        for path in unfinished.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        unfinished.rename(folder)
-    except OSError:
-        if not (folder / RECORD_FILE).exists():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

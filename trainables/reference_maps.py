@@ -39,8 +39,9 @@ from trainables.config import Augment, GmpqConfig, RgmpqConfig, TargetClass
 from trainables.data.images import augmented
 from trainables.data.splits import Batch, ImageSet, loader
 from trainables.errors import StorageError
+from trainables.folders import published
 from trainables.partition import partition, smooth
-from trainables.reference import Bench, published
+from trainables.reference import Bench
 from trainables.report import RECORD_FILE
 
 FORMAT = 1

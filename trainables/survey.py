@@ -17,9 +17,9 @@ from trainables.allocate import allocate
 from trainables.attribution import Attribution
 from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
-from trainables.config import GmpqConfig, Resolution, SupernetConfig, TrialConfig
+from trainables.config import BenchConfig, GmpqConfig, Resolution, SupernetConfig, TrialConfig
 from trainables.data import load_data
-from trainables.data.splits import DataSplits, ImageSet, LabelledImages, loader
+from trainables.data.splits import DataSplits, ImageSet, LabelledImages, Normalisation, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy, LayerBits
@@ -66,7 +66,7 @@ def survey(config: TrialConfig, data: DataSplits) -> Survey:
     )
 
 
-def _fresh_bench(config: TrialConfig, data: DataSplits, workers: Workers) -> Bench:
+def _fresh_bench(config: BenchConfig, data: DataSplits, workers: Workers) -> Bench:
     """A bench whose reference has never been trained."""
     net = fresh_network(config, data)
     record = ReferenceRecord(key=config.reference_key, top1=0.0, device_hours=0.0, data_fingerprint="")
@@ -138,7 +138,7 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
         clocks["reference"].end()
         bench = _fresh_bench(short, data, alone)
         samples = _sampled(data, short, short.method.batch_size, clocks["search"])
-        policy = allocate(methods.search(replace(bench, data=samples), _quiet), bench.costs, config.budget)
+        policy = allocate(methods.search(replace(bench, data=samples), short, _quiet), bench.costs, config.budget)
         clocks["search"].end()
         _run_finetune(bench, policy, clocks["finetune"])
     loaders = config.data.loader_workers
@@ -242,6 +242,11 @@ class _Sample:
         """See `ImageSet.labels`."""
         return self.images.labels[torch.arange(self.count) % len(self.images)]
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """See `ImageSet.normalisation`."""
+        return self.images.normalisation
+
     def pixels(self, places: Tensor) -> Tensor:
         """See `ImageSet.pixels`; not timed."""
         return self.images.pixels(places % len(self.images))
@@ -258,7 +263,7 @@ class _Sample:
 
 def _sampled(
     data: DataSplits,
-    config: TrialConfig,
+    config: BenchConfig,
     batch_size: int,
     clock: _Clock,
     *,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from trainables import methods
 from trainables.allocate import allocate
-from trainables.config import BudgetConfig, TrialConfig, method_name
+from trainables.config import BenchConfig, BudgetConfig, TrialConfig, method_name
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
+from trainables.model_files import ModelCard
+from trainables.model_folder import save_model
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord, all_costs
 from trainables.recount import recount
@@ -28,39 +33,80 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     # Both are kept once the finetune has begun: another version of the solver may choose otherwise among equals.
     choices, policy = clock.choices, clock.policy
     if choices is None or policy is None:
-        choices = clock.choices = methods.search(bench, report)
+        choices = clock.choices = methods.search(bench, config, report)
         policy = allocate(choices, bench.costs, config.budget)
         _check_recount(bench, policy, config.budget)
-    found = _finetuned(bench, policy, report)
+    found, _ = _finetuned(bench, policy, report)
     search_hours = clock.hours("search")
     metrics = {
         **found.metrics,
         "search_device_hours": search_hours,
         "device_hours": search_hours + found.metrics["device_hours"],
     }
-    return TrialResult(record=_record(bench, policy), choices=choices, metrics=metrics, samples=found.samples)
+    return TrialResult(record=_record(bench, policy, config), choices=choices, metrics=metrics, samples=found.samples)
 
 
 def finetune_policy(
-    config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+    config: BenchConfig,
+    record: PolicyRecord,
+    report: Report,
+    *,
+    store: Path,
+    checkpoint: Path | None,
+    output: Path | None,
 ) -> FinetuneResult:
     """See `trainables.api.finetune`."""
-    bench = load_bench(config, store=store, checkpoint=checkpoint)
+    bench, policy = load_bench(config, store=store, checkpoint=checkpoint), record.policy
     if bench.checkpoint.policy not in (None, policy):
         bench = replace(bench, checkpoint=bench.checkpoint.emptied())
     make_repeatable(config.seed)
     _check_recount(bench, policy, BudgetConfig())
-    return _finetuned(bench, policy, report)
+    result, net = _finetuned(bench, policy, report)
+    if output and bench.workers.rank == 0:
+        save_model(net, _card(bench, result.metrics), _on_bench(bench, record), output)
+    return result
 
 
-def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> FinetuneResult:
+def _on_bench(bench: Bench, record: PolicyRecord) -> PolicyRecord:
+    """The same policy with the work and the costs of the network that was finetuned."""
+    return PolicyRecord.measured(
+        record.policy,
+        bench.costs,
+        method=record.method,
+        settings=record.settings,
+        image_size=bench.config.data.image_size,
+        num_classes=bench.data.num_classes,
+        parent=record.parent,
+        changes=record.changes,
+    )
+
+
+def _card(bench: Bench, metrics: Mapping[str, float]) -> ModelCard:
+    config, data = bench.config, bench.data
+    normalisation = data.validation.normalisation
+    return ModelCard(
+        task="classification",
+        network=config.network.name,
+        num_classes=data.num_classes,
+        image_size=config.data.image_size,
+        quantizer=config.quantizer,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        class_names=data.class_names,
+        metrics=metrics,
+        config=dataclasses.asdict(config),
+        data_fingerprint=bench.record.data_fingerprint,
+    )
+
+
+def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> tuple[FinetuneResult, nn.Module]:
     clock = bench.checkpoint
     clock.watch("finetune")
     found = finetune(bench, policy, report)
     clock.stop()
     hours = clock.hours("finetune")
     metrics = {
-        "top1": found.top1,
+        **found.accuracy,
         "ard": found.attribution.ard,
         "ard_normalised": found.attribution.ard_normalised,
         "entropy": found.attribution.entropy,
@@ -70,7 +116,7 @@ def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> FinetuneResul
         "finetune_device_hours": hours,
         "device_hours": hours,
     }
-    return FinetuneResult(metrics=metrics, samples=found.samples)
+    return FinetuneResult(metrics=metrics, samples=found.samples), found.net
 
 
 def _check_recount(bench: Bench, policy: BitPolicy, budget: BudgetConfig) -> None:
@@ -82,8 +128,7 @@ def _check_recount(bench: Bench, policy: BitPolicy, budget: BudgetConfig) -> Non
         raise RuntimeError(f"the deployed network costs {recounted}, its policy {bench.costs.of(policy)}; {broken=}")
 
 
-def _record(bench: Bench, policy: BitPolicy) -> PolicyRecord:
-    config = bench.config
+def _record(bench: Bench, policy: BitPolicy, config: TrialConfig) -> PolicyRecord:
     return PolicyRecord.measured(
         policy,
         bench.costs,

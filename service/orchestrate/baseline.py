@@ -97,7 +97,7 @@ def _made(
     policy = _drawn(spec, store, knee)
     job = FinetuneJob(
         baseline=dataclasses.replace(wanted, policy_hash=policy.policy.hash),
-        policy=policy.policy,
+        policy=policy,
         config=spec.trial_config(knee.settings),
         sweep_folder=store.folder,
         threads=spec.resources.cpus_per_worker,

@@ -14,9 +14,10 @@ from service.baseline import Baseline, attribution_of, checkpoint_of
 from service.orchestrate.failures import failure_of
 from service.records import SweepStore, TrialRecord, write_text
 from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
-from trainables.config import TrialConfig
+from trainables.config import BenchConfig, TrialConfig
+from trainables.detector_config import DetectorConfig
 from trainables.errors import DivergedError
-from trainables.policy import BitPolicy
+from trainables.policy_file import PolicyRecord
 from trainables.samples import ATTRIBUTION_FILE
 
 Tell = Callable[[dict[str, Any]], None]
@@ -31,9 +32,16 @@ class Science(Protocol):
         self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
     ) -> TrialResult: ...
     def finetune(
-        self, config: TrialConfig, policy: BitPolicy, report: Report, *, store: Path, checkpoint: Path | None = None
+        self,
+        config: BenchConfig | DetectorConfig,
+        policy: PolicyRecord,
+        report: Report,
+        *,
+        store: Path,
+        checkpoint: Path | None = None,
+        output: Path | None = None,
     ) -> FinetuneResult:
-        """Only asked for where the sweep has `gallery.random`."""
+        """Only asked for by promotions, and where the sweep has `gallery.random`."""
         ...
 
 
@@ -144,7 +152,7 @@ class FinetuneJob:
 
     baseline: Baseline
     """What is known of it already."""
-    policy: BitPolicy
+    policy: PolicyRecord
     config: TrialConfig
     sweep_folder: Path
     threads: int

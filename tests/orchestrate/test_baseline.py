@@ -85,7 +85,7 @@ def check_baseline(spec: SweepSpec, store: SweepStore) -> Baseline:
     assert [trial.number for trial in store.trials()] == list(range(spec.trials))
     # What it is worth is what its policy is worth, whoever finetunes it with as many threads.
     torch.set_num_threads(spec.resources.cpus_per_worker)
-    again = api.finetune(spec.trial_config(knee.settings), policy.policy, lambda epoch: None, store=store.references)
+    again = api.finetune(spec.trial_config(knee.settings), policy, lambda epoch: None, store=store.references)
     assert untimed(again.metrics) == untimed(kept.metrics)
     return kept
 

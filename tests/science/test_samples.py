@@ -22,6 +22,7 @@ from trainables.data import load_data
 from trainables.errors import ConfigError, StorageError
 from trainables.finetune_config import FinetuneConfig
 from trainables.policy import LayerBits
+from trainables.policy_file import PolicyRecord
 from trainables.reference import load_bench
 from trainables.sample_maps import sample_images
 from trainables.samples import SampleImages, SampleMaps, spread
@@ -132,7 +133,7 @@ def test_files_are_read_as_they_were_written_and_damage_is_told(found: TrialResu
 
 
 def test_a_given_policy_is_finetuned_and_measured_as_the_trial_that_found_it(store: Path, found: TrialResult) -> None:
-    again = finetune(TINY, found.record.policy, quiet, store=store)
+    again = finetune(TINY, found.record, quiet, store=store)
     assert untimed(again.metrics) == untimed(found.metrics)
     assert again.metrics["device_hours"] == again.metrics["finetune_device_hours"] > 0
     assert again.samples is not None
@@ -144,7 +145,7 @@ def test_a_policy_of_other_layers_is_refused(store: Path, found: TrialResult) ->
     policy = found.record.policy
     other = replace(policy, bits={**policy.bits, "layer9": LayerBits(2, 2)})
     with pytest.raises(ConfigError, match="layer9"):
-        finetune(TINY, other, quiet, store=store)
+        finetune(TINY, replace(found.record, policy=other), quiet, store=store)
 
 
 def test_a_finetune_goes_on_from_its_checkpoint_and_not_from_another_policys(
@@ -152,12 +153,13 @@ def test_a_finetune_goes_on_from_its_checkpoint_and_not_from_another_policys(
 ) -> None:
     work = found.record.work
     assert work is not None
-    (other,) = random_policies(found.choices, work, bops_g=found.metrics["bops_g"], count=1, seed=0)
-    assert other != found.record.policy
+    (drawn,) = random_policies(found.choices, work, bops_g=found.metrics["bops_g"], count=1, seed=0)
+    assert drawn != found.record.policy
+    other = replace(found.record, policy=drawn)
     undisturbed = finetune(TINY, other, quiet, store=store)
     file = tmp_path / "checkpoint.pt"
 
-    def begin(policy: object) -> None:
+    def begin(policy: PolicyRecord) -> None:
         """Leaves the checkpoint of one epoch: it is written before the next one's report."""
         seen: list[int] = []
 
@@ -167,9 +169,9 @@ def test_a_finetune_goes_on_from_its_checkpoint_and_not_from_another_policys(
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            finetune(TINY, policy, second, store=store, checkpoint=file)  # type: ignore[arg-type]
+            finetune(TINY, policy, second, store=store, checkpoint=file)
 
-    for started, left in ((other, [2]), (found.record.policy, [1, 2])):
+    for started, left in ((other, [2]), (found.record, [1, 2])):
         file.unlink(missing_ok=True)
         begin(started)
         epochs: list[int] = []

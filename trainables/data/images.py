@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from trainables.config import Augment
-from trainables.data.splits import LabelledImages
+from trainables.data.splits import LabelledImages, Normalisation
 from trainables.errors import DataMissingError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,6 +47,12 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """See ImageSet.normalisation."""
+        mean, std = ((values.double().flatten() / 255).tolist() for values in (self.mean, self.std))
+        return Normalisation(tuple(mean), tuple(std))
 
     def pixels(self, places: Tensor) -> Tensor:
         """See ImageSet.pixels."""
@@ -154,6 +160,11 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """See ImageSet.normalisation."""
+        return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 
     def pixels(self, places: Tensor) -> Tensor:
         """See ImageSet.pixels."""

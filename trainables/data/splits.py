@@ -42,12 +42,24 @@ class Batch(NamedTuple):
         return self._replace(images=images, labels=labels)
 
 
+class Normalisation(NamedTuple):
+    """What makes images of pixels from 0 to 1: of each channel `mean` is subtracted, then divided by `std`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class ImageSet(Protocol):
     """A data set that makes whole batches."""
 
     @property
     def labels(self) -> Tensor:
         """Of all images [N]."""
+        ...
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of its batches."""
         ...
 
     def __len__(self) -> int: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.data.splits import Batch
-from trainables.evaluation import AttributionScore, compare_attribution, top1
+from trainables.evaluation import AttributionScore, accuracy, compare_attribution
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench
@@ -25,11 +26,13 @@ from trainables.training import TrainingPlan, at_shares, train
 class Finetuned(NamedTuple):
     """What a policy's network scores after its finetune, on the validation images."""
 
-    top1: float
-    """Percent."""
+    accuracy: Mapping[str, float]
+    """See `evaluation.accuracy`."""
     attribution: AttributionScore
     samples: SampleMaps | None
     """Maps of a few images; None where the trial asks for none."""
+    net: nn.Module
+    """As it was measured."""
 
 
 def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
@@ -41,7 +44,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
     net.requires_grad_(True)
     model = workers.wrap(net)
     score = partial(_score, net, bench, kept_maps(bench, MapSetting(), "validation"))
-    scores: list[tuple[float, AttributionScore]] = []
+    scores: list[tuple[dict[str, float], AttributionScore]] = []
     bops_g = bench.costs.bops_g(policy)
 
     def step_terms(batch: Batch) -> dict[str, Tensor]:
@@ -49,7 +52,7 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(score())
-        metrics = {**means, "top1": scores[-1][0], "ard": scores[-1][1].ard, "bops_g": bops_g}
+        metrics = {**means, **scores[-1][0], "ard": scores[-1][1].ard, "bops_g": bops_g}
         report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
     plan = TrainingPlan(
@@ -61,12 +64,12 @@ def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
     kept = bench.checkpoint.begin("finetune", net, policy=policy)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     # None were made where it goes on after the last epoch.
-    return Finetuned(*(scores[-1] if scores else score()), sample_maps(net, bench))
+    return Finetuned(*(scores[-1] if scores else score()), sample_maps(net, bench), net)
 
 
-def _score(net: nn.Module, bench: Bench, theirs: ReferenceMaps) -> tuple[float, AttributionScore]:
-    """Top-1 (percent) and attribution of `net` as it is now, on the validation images."""
-    right = top1(net, bench.validation_batches(), bench.workers)
+def _score(net: nn.Module, bench: Bench, theirs: ReferenceMaps) -> tuple[dict[str, float], AttributionScore]:
+    """Accuracy and attribution of `net` as it is now, on the validation images."""
+    right = accuracy(net, bench.validation_batches(), bench.workers)
     frozen = copy.deepcopy(net)
     return right, compare_attribution(
         frozen, lambda batch: theirs(batch).maps, bench.validation_batches(), bench.workers, bench.config.evaluation

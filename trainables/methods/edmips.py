@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from trainables.choices import Choices
-from trainables.config import EdmipsConfig
+from trainables.config import BudgetConfig, EdmipsConfig
 from trainables.methods.loop import new_supernet, run
 from trainables.reference import Bench
 from trainables.report import Report
 
 
-def search(bench: Bench, config: EdmipsConfig, report: Report) -> Choices:
+def search(bench: Bench, config: EdmipsConfig, budget: BudgetConfig, report: Report) -> Choices:
     """What the supernet settles on."""
-    return run(bench, new_supernet(bench, config), config, report, generalisation=None)
+    return run(bench, new_supernet(bench, config), config, report, budget=budget, generalisation=None)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from trainables.attribution import Attribution, at_size
 from trainables.choices import Choices
-from trainables.config import GmpqConfig, RgmpqConfig
+from trainables.config import BudgetConfig, GmpqConfig, RgmpqConfig
 from trainables.data.splits import Batch
 from trainables.methods.loop import Generalisation, new_supernet, run
 from trainables.reference import Bench
@@ -56,14 +56,15 @@ class ImitationTerms:
         self.ours.detach()
 
 
-def search(bench: Bench, config: GmpqConfig, report: Report) -> Choices:
+def search(bench: Bench, config: GmpqConfig, budget: BudgetConfig, report: Report) -> Choices:
     """What the supernet settles on. With η = 0 no attribution is computed."""
     supernet = new_supernet(bench, config)
     if config.eta == 0:
-        return run(bench, supernet, config, report, generalisation=None)
+        return run(bench, supernet, config, report, budget=budget, generalisation=None)
     with training_maps(bench, MapSetting.of(config, bench.probe.shape[2])) as theirs:
         terms = ImitationTerms(supernet, theirs, config, probe=bench.probe)
         try:
-            return run(bench, supernet, config, report, generalisation=Generalisation(config.eta, terms))
+            generalisation = Generalisation(config.eta, terms)
+            return run(bench, supernet, config, report, budget=budget, generalisation=generalisation)
         finally:
             terms.detach()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainables.allocate import allocate, ceilings
 from trainables.choices import Choices
-from trainables.config import SupernetConfig
+from trainables.config import BudgetConfig, SupernetConfig
 from trainables.data.splits import Batch
 from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench, fresh_network
@@ -56,11 +56,17 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
 
 
 def run(
-    bench: Bench, supernet: Supernet, config: SupernetConfig, report: Report, *, generalisation: Generalisation | None
+    bench: Bench,
+    supernet: Supernet,
+    config: SupernetConfig,
+    report: Report,
+    *,
+    budget: BudgetConfig,
+    generalisation: Generalisation | None,
 ) -> Choices:
     """Trains `supernet` and returns what its logits say. Reports each epoch's risks, and the BOPs of the policy that
     would be chosen now. Raises InfeasibleBudgetError before the first step where no policy keeps the budget."""
-    workers, costs, budget = bench.workers, bench.costs, bench.config.budget
+    workers, costs = bench.workers, bench.costs
     model = workers.wrap(supernet.net)
     name = bench.config.network.name
     limits = ceilings(supernet.choices(name), costs, budget)
