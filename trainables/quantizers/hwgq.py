@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.staircase import Grid, staircase
 
 
@@ -64,8 +65,18 @@ class HwgqWeights(nn.Module):
 
     def forward(self, weight: Tensor, probs: Tensor) -> Tensor:
         """Mixed weight, shape of `weight`; probs [n]."""
-        spread = weight.detach().std(correction=0).clamp_min(1e-12)
-        return staircase(weight, probs, self.unit * spread, self.grids)
+        return staircase(weight, probs, self._steps(weight), self.grids)
+
+    def calibrate(self, weight: Tensor) -> None:
+        """Nothing to set: the steps follow the weight at every call."""
+
+    def affine(self, weight: Tensor) -> AffineGrid:
+        """The grid of `weight` in plain numbers, of a quantiser of one width."""
+        (grid,) = self.grids
+        return grid.affine(float(self._steps(weight)))
+
+    def _steps(self, weight: Tensor) -> Tensor:
+        return self.unit * weight.detach().std(correction=0).clamp_min(1e-12)
 
 
 class HwgqActivations(nn.Module):
@@ -91,3 +102,8 @@ class HwgqActivations(nn.Module):
 
     def calibrate(self, x: Tensor) -> None:
         """Nothing to set: the steps are constants."""
+
+    def affine(self) -> AffineGrid:
+        """The grid in plain numbers, of a quantiser of one width."""
+        (grid,) = self.grids
+        return grid.affine(float(self.steps))

@@ -9,7 +9,7 @@ DEVIATION: eq. 5 normalises π linearly, which needs positive parameters; softma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -18,16 +18,24 @@ from torch import Tensor, nn
 
 from trainables.errors import CoverageError
 from trainables.finetune_config import DeployedQuantizer
+from trainables.quantizers.daq import DaqActivations, DaqWeights
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
+from trainables.quantizers.lsq import LsqActivations, LsqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
 
-WEIGHT_QUANTIZERS: dict[DeployedQuantizer, type[PactWeights] | type[HwgqWeights]] = {
+WeightQuantizer = PactWeights | HwgqWeights | LsqWeights | DaqWeights
+ActQuantizer = PactActivations | HwgqActivations | LsqActivations | DaqActivations
+WEIGHT_QUANTIZERS: dict[DeployedQuantizer, type[WeightQuantizer]] = {
     "pact": PactWeights,
     "hwgq": HwgqWeights,
+    "lsq": LsqWeights,
+    "daq": DaqWeights,
 }
-ACT_QUANTIZERS: dict[DeployedQuantizer, type[PactActivations] | type[HwgqActivations]] = {
+ACT_QUANTIZERS: dict[DeployedQuantizer, type[ActQuantizer]] = {
     "pact": PactActivations,
     "hwgq": HwgqActivations,
+    "lsq": LsqActivations,
+    "daq": DaqActivations,
 }
 
 
@@ -39,8 +47,8 @@ class BitMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.weight_bits, self.act_bits = weight_bits, act_bits
-        self.weights = WEIGHT_QUANTIZERS[quantizer](weight_bits)
-        self.activations = ACT_QUANTIZERS[quantizer](act_bits, signed=signed)
+        self.weights: WeightQuantizer = WEIGHT_QUANTIZERS[quantizer](weight_bits)
+        self.activations: ActQuantizer = ACT_QUANTIZERS[quantizer](act_bits, signed=signed)
         self.weight_logits = _logits(len(weight_bits))
         self.act_logits = _logits(len(act_bits))
         self.register_buffer("certain", torch.ones(1), persistent=False)
@@ -57,9 +65,15 @@ class BitMixture(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed activation and mixed weight."""
-        if self.calibrating:
-            self.activations.calibrate(x)
         return self.activations(x, self.act_probs()), self.weights(weight, self.weight_probs())
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, weight: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Sets what the quantisers learn from one batch that the layer reads; `combine` is the layer without bias."""
+        self.activations.calibrate(x)
+        self.weights.calibrate(weight)
+        if isinstance(self.weights, DaqWeights):
+            self.weights.match(combine(x, weight), combine(*self(x, weight)))
 
 
 def _logits(candidates: int) -> nn.Parameter | None:
@@ -72,6 +86,8 @@ class QuantConv2d(nn.Conv2d):
     mixture: BitMixture
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
+        if self.mixture.calibrating:
+            self.mixture.calibrate(input, self.weight, lambda x, weight: self._conv_forward(x, weight, None))
         x, weight = self.mixture(input, self.weight)
         return self._conv_forward(x, weight, self.bias)
 
@@ -82,6 +98,8 @@ class QuantLinear(nn.Linear):
     mixture: BitMixture
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
+        if self.mixture.calibrating:
+            self.mixture.calibrate(input, self.weight, F.linear)
         x, weight = self.mixture(input, self.weight)
         return F.linear(x, weight, self.bias)
 
@@ -119,7 +137,10 @@ def quantizer_parameters(net: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def calibrate(net: nn.Module, images: Tensor, *, layers: Iterable[str] | None = None) -> None:
-    """Sets the learned clips of these layers, or of all, from one batch; each reads what those before it quantised."""
+    """Sets what the quantisers of these layers, or of all, learn from one batch.
+
+    Each layer reads what those before it quantised.
+    """
     was_training = net.training
     net.eval()
     quantized = quant_layers(net)

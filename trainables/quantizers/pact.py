@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.errors import ConfigError
+from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.staircase import Grid, staircase
 
 CLIP_START = 6.0
@@ -32,10 +33,20 @@ class PactWeights(nn.Module):
 
     def forward(self, weight: Tensor, probs: Tensor) -> Tensor:
         """Mixed weight, shape of `weight`; probs [n]."""
+        return staircase(weight, probs, self._steps(weight), self.grids)
+
+    def calibrate(self, weight: Tensor) -> None:
+        """Nothing to set: the range follows the weight at every call."""
+
+    def affine(self, weight: Tensor) -> AffineGrid:
+        """The grid of `weight` in plain numbers, of a quantiser of one width."""
+        (grid,) = self.grids
+        return grid.affine(float(self._steps(weight)))
+
+    def _steps(self, weight: Tensor) -> Tensor:
         # A layer of zeros would make the step zero; any positive step quantises zeros to zeros.
         low, high = torch.aminmax(weight.detach())
-        limit = torch.maximum(-low, high).clamp_min(1e-12)
-        return staircase(weight, probs, limit / self.levels, self.grids)
+        return torch.maximum(-low, high).clamp_min(1e-12) / self.levels
 
 
 class PactActivations(nn.Module):
@@ -58,9 +69,17 @@ class PactActivations(nn.Module):
 
     def forward(self, x: Tensor, probs: Tensor) -> Tensor:
         """Mixed activation, shape of `x`; probs [n]."""
-        # A clip that training drove to zero or below would turn the range inside out.
-        clip = self.clip.clamp_min(1e-3)
+        clip = self._positive_clip()
         return staircase(x, probs, clip.detach() / self.levels, self.grids, clip=clip)
+
+    def affine(self) -> AffineGrid:
+        """The grid in plain numbers, of a quantiser of one width."""
+        (grid,) = self.grids
+        return grid.affine(float(self._positive_clip().detach() / self.levels))
+
+    def _positive_clip(self) -> Tensor:
+        # A clip that training drove to zero or below would turn the range inside out.
+        return self.clip.clamp_min(1e-3)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from trainables.quantizers.affine import AffineGrid
 
 _CPU_PIECE = 1 << 16
 """Elements of a piece: 256 KiB of float32; a piece of x, of y and the scratch fit a core's second-level cache."""
@@ -55,6 +57,20 @@ class Grid:
         """Where the gradient passes."""
         low = 0.0 if self.half_wave else (self.lo + self.offset) * step
         return (x > low) & (x <= (self.hi + self.offset) * step)
+
+    def affine(
+        self, scale: float, *, gain: float = 1.0, rounding: Literal["half_even", "half_down"] = "half_even"
+    ) -> AffineGrid:
+        """These codes with their scale, in plain numbers."""
+        return AffineGrid(
+            scale=scale,
+            lo=self.lo,
+            hi=self.hi,
+            offset=self.offset,
+            gain=gain,
+            half_wave=self.half_wave,
+            rounding=rounding,
+        )
 
 
 class _Staircase(torch.autograd.Function):
