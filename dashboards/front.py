@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("top1", "top-1 %", "{:.2f}"),
+    ("map", "mAP %", "{:.2f}"),
+    ("ap", "AP %", "{:.2f}"),
     ("bops_g", "BOPs G", "{:.4g}"),
     ("compression", "× smaller", "{:.0f}"),
     ("storage_mb", "weights MB", "{:.4g}"),
@@ -29,8 +31,11 @@ COLUMNS = (
     ("ard_normalised", "ARD norm.", "{:.3f}"),
     ("device_hours", "device-h", "{:.4f}"),
 )
+"""In their order; a table has those that its policies have."""
 NARROW = 5
 """Columns that a terminal of 80 characters has room for."""
+REPEATED = ("policy",)
+"""Settings that say again what a table's other columns say."""
 NAMED = 8
 """Trials that a line names."""
 
@@ -58,10 +63,20 @@ def as_json(sweep: SweepRecord, found: Front) -> dict[str, Any]:
     }
 
 
+def columns_of(trials: Sequence[TrialRecord]) -> list[tuple[str, str, str]]:
+    """Those of `COLUMNS` that some trial has a value for: key, head, form."""
+    return [column for column in COLUMNS if any(column[0] in trial.metrics for trial in trials)]
+
+
+def settings_of(trials: Sequence[TrialRecord]) -> list[str]:
+    """Names of the settings that a table shows, in the trials' order."""
+    return [name for name in dict.fromkeys(n for trial in trials for n in trial.settings) if name not in REPEATED]
+
+
 def rows(found: Front, *, wide: bool = True) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the front's table; the knee is marked. Without `wide` it fits 80 characters."""
-    names = sorted({name for trial in found.members for name in trial.settings}) if wide else []
-    columns = COLUMNS if wide else COLUMNS[:NARROW]
+    names = sorted(settings_of(found.members)) if wide else []
+    columns = columns_of(found.members)[: None if wide else NARROW]
     heads = ["trial", *(label for _, label, _ in columns), *short_names(names), "policy"]
     cells = [
         [
@@ -194,11 +209,10 @@ def _worth(found: Comparison) -> str:
 
 def member_table(found: Comparison, *, width: int) -> Table | Text:
     """A row for each member of the front of all, cheapest first, with as much as has room in `width`."""
-    settings = list(dict.fromkeys(name for _, trial in found.joint for name in trial.settings))
-    names = list(dict.fromkeys([*(key for key, _, _ in COLUMNS), *(o.name for o in found.objectives)]))
-    few = [
-        name for name in names if name in [key for key, _, _ in COLUMNS[:NARROW]] or METRICS[name] in found.objectives
-    ]
+    members = [trial for _, trial in found.joint]
+    settings, known = settings_of(members), [key for key, _, _ in columns_of(members)]
+    names = list(dict.fromkeys([*known, *(o.name for o in found.objectives)]))
+    few = [name for name in names if name in known[:NARROW] or METRICS[name] in found.objectives]
     objectives = [o.name for o in found.objectives]
     for metrics, extra, with_hash in ((names, settings, True), (names, [], True), (few, [], True), (few, [], False)):
         table = _members(found, metrics, extra, with_hash=with_hash)

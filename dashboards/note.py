@@ -53,17 +53,18 @@ def _summary(sweep: SweepRecord, found: Front, links: Mapping[str, str]) -> list
     done = f"**{len(found.done)} of {sweep.total_trials} trials done**"
     if not found.members:
         return [_plain(sweep.description), f"{done}; there is no front yet."]
-    best = max(found.members, key=lambda trial: trial.metrics["top1"])
+    best = max(found.members, key=lambda trial: trial.metrics[found.accuracy.name])
     parts = [f"{done}, {len(found.members)} {'policy' if len(found.members) == 1 else 'policies'} on the front"]
     if found.knee:
         parts.append(f"**knee**: {_told(found.knee, links)}")
     if best is not found.knee:
-        parts.append(f"**best top-1**: {_told(best, links)}")
+        parts.append(f"**best {found.accuracy.name_alone}**: {_told(best, links)}")
     return ["  \n".join(parts), _plain(sweep.description)]
 
 
 def _told(trial: TrialRecord, links: Mapping[str, str]) -> str:
-    numbers = {"top1": "{:.2f} %", "bops_g": "{:.4g} G BOPs", "ard": "ARD {:.3f}"}
+    numbers = {"top1": "{:.2f} %", "map": "mAP {:.2f} %", "ap": "AP {:.2f} %"}
+    numbers |= {"bops_g": "{:.4g} G BOPs", "ard": "ARD {:.3f}"}
     told = ", ".join(form.format(trial.metrics[name]) for name, form in numbers.items() if name in trial.metrics)
     return f"{_link(trial, links, f'trial {trial.number}')}, {told}"
 
@@ -94,7 +95,7 @@ def _table(found: Front, links: Mapping[str, str], count: int) -> list[str]:
     """`count` members of the front, the knee and an even choice of the others, cheapest first."""
     if not found.members:
         return []
-    names = list(dict.fromkeys(["top1", "bops_g", *(o.name for o in found.objectives), "compression"]))
+    names = list(dict.fromkeys([found.accuracy.name, "bops_g", *(o.name for o in found.objectives), "compression"]))
     heads = ["trial", *(METRICS[name].label for name in names), "policy"]
     shown = chosen(found.members, found.knee, count)
     rows = [

@@ -73,7 +73,7 @@ def _front_content(
     # Fronts lie above what they dominate, of all sweeps.
     groups.sort(key=lambda group: group["kind"] == "front")
     return {
-        **axes_of(found.objectives),
+        **axes_of(found.objectives, [one.trial for one in trials]),
         "groups": groups,
         "knee": None,
         "constraints": _common_constraints(views),
@@ -121,7 +121,8 @@ def _front_section(
         '<aside id="details" aria-live="polite" aria-label="Selected trial"><p>Click a point, or choose a trial above, '
         "and its settings, metrics and bits stand here.</p></aside>"
     )
-    selects = choices(axes_of(found.objectives), metrics_of(trials)["metrics"], names=("y", "x"))
+    axes = axes_of(found.objectives, [one.trial for one in trials])
+    selects = choices(axes, metrics_of(trials)["metrics"], names=("y", "x"))
     return Section(**title, intro=intro, body=f'{selects}<div class="split">{plot}{details}</div>')
 
 

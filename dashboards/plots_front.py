@@ -6,13 +6,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboards.front import COLUMNS, better
+from dashboards.front import COLUMNS, better, columns_of, settings_of
 from dashboards.page_shell import Section, figure_place
 from dashboards.tables import Cell, number, short_names, table
 from dashboards.trial_data import PageTrial, by_kind
 from service.front import Front
-from service.pareto import METRICS, Objective, parse_constraint
-from service.records import SweepRecord
+from service.pareto import ACCURACIES, METRICS, Objective, accuracy_among, parse_constraint
+from service.records import SweepRecord, TrialRecord
 from service.view import SweepView
 
 CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
@@ -47,13 +47,17 @@ def metric_label(name: str) -> str:
     return METRICS[name].label if name in METRICS else OTHERS.get(name, name)
 
 
-def axes_of(objectives: Sequence[Objective]) -> dict[str, str]:
+def axes_of(objectives: Sequence[Objective], trials: Sequence[TrialRecord] = ()) -> dict[str, str]:
     """Metrics that the front is drawn by at first: y against x, and the colour.
 
-    Top-1 against BOPs by ARD where these are objectives; others take the places that are left in their order.
+    Accuracy against BOPs by ARD where these are objectives; others take the places that are left in their order. Where
+    the trials have no ARD the colour is the size of the weights.
     """
     names = [objective.name for objective in objectives]
-    places = {"y": "top1", "x": "bops_g", "colour": "ard"}
+    has_ard = not trials or any("ard" in trial.metrics for trial in trials)
+    default = next((name for name in ACCURACIES if any(name in t.metrics for t in trials)), ACCURACIES[0])
+    accuracy = accuracy_among(names, default).name
+    places = {"y": accuracy, "x": "bops_g", "colour": "ard" if has_ard else "storage_mb"}
     chosen = {place: name for place, name in places.items() if name in names}
     left = [name for name in names if name not in chosen.values()]
     for place in places:
@@ -66,7 +70,7 @@ def front_content(found: Front, sweep: SweepRecord, trials: Sequence[PageTrial])
     """What the script needs for one sweep's front; trials are meant by their places."""
     place = {one.trial.trial_id: i for i, one in enumerate(trials)}
     return {
-        **axes_of(found.objectives),
+        **axes_of(found.objectives, found.done),
         "groups": [
             {"name": KINDS[kind], "kind": kind, "members": [place[trial.trial_id] for trial in chosen]}
             for kind, chosen in by_kind(found).items()
@@ -87,7 +91,7 @@ def constraint_lines(constraints: Sequence[str]) -> list[dict[str, Any]]:
 
 def reference_lines(sweep: SweepRecord) -> list[dict[str, Any]]:
     """The full-precision references' top-1; of more than three the best and the worst."""
-    found = sorted({record["top1"] for record in sweep.references.values()})
+    found = sorted({record["top1"] for record in sweep.references.values() if "top1" in record})
     shown = found if len(found) <= 3 else [found[0], found[-1]]
     return [{"name": f"full precision {top1:.2f} %", "top1": top1} for top1 in shown]
 
@@ -107,7 +111,7 @@ def front_section(view: SweepView, trials: Sequence[PageTrial]) -> Section:
     found = view.found
     if not found.done:
         return Section(key="front", title="Front", intro="No trial is done yet: there is no front.", body="")
-    axes = axes_of(found.objectives)
+    axes = axes_of(found.objectives, found.done)
     bounds = ""
     if view.sweep.constraints:
         bounds = (
@@ -152,8 +156,7 @@ def front_table(found: Front) -> str:
     """The members, cheapest first."""
     if not found.members:
         return "<p>No policy keeps the constraints: the front is empty.</p>"
-    names = sorted({name for trial in found.members for name in trial.settings})
-    known = [column for column in COLUMNS if any(column[0] in trial.metrics for trial in found.members)]
+    names, known = sorted(settings_of(found.members)), columns_of(found.members)
     extra = [o for o in found.objectives if o.name not in {key for key, _, _ in COLUMNS}]
     heads = ["trial", *(label for _, label, _ in known), *(o.label for o in extra), *short_names(names), "policy"]
     rows = [

@@ -67,7 +67,7 @@ def space_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     if len(done) < 2 or not names:
         why = "Fewer than two trials are done" if len(done) < 2 else "All trials have the same settings"
         return Section(key="space", title="Space", intro=f"{why}: there is nothing to compare yet.", body=""), {}
-    first = axes_of(view.found.objectives)["y"]
+    first = axes_of(view.found.objectives, done)["y"]
     axes = [_setting_axis(name, label, done, view.space) for name, label in zip(names, short_names(names), strict=True)]
     axes += [_metric_axis(o.name, done) for o in view.found.objectives]
     intro = (

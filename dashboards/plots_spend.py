@@ -90,7 +90,7 @@ def growth_figure(lines: Sequence[Line], over: str) -> Figure:
 
 
 def ard_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
-    """Top-1 and BOPs against ARD, of all that is done."""
+    """Accuracy and BOPs against ARD, of all that is done."""
     title = {"key": "ard", "title": "ARD"}
     done = [trial for trial in view.found.done if "ard" in trial.metrics]
     ards = [trial.metrics["ard"] for trial in done]
@@ -104,7 +104,7 @@ def ard_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         "learns are not."
     )
     figures, notes = {}, []
-    for metric in ("top1", "bops_g"):
+    for metric in (view.found.accuracy.name, "bops_g"):
         values = [trial.metrics[metric] for trial in done]
         figures[f"ard-{metric}"] = _scatter(metric, by_kind(view.found))
         notes.append(f"<li>{html.escape(_correlated(metric, ards, values))}</li>")

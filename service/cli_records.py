@@ -38,7 +38,8 @@ def list_(storage: Path, as_json: bool) -> None:
         )
         progress = f"{ended}/{one.trials_planned} trials"
         front = f"front {one.front_size}"
-        click.echo(f"{one.name:{width}}  {one.state:8}  {progress:>14}  {front:>9}  {age(one.created_ms)}")
+        kind = "  promotion" if one.kind == "finetune" else ""
+        click.echo(f"{one.name:{width}}  {one.state:8}  {progress:>14}  {front:>9}  {age(one.created_ms)}{kind}")
 
 
 @click.command()
@@ -154,7 +155,7 @@ def sync(name: str, storage: Path, uri: str) -> None:
     """Bring MLflow in line with a sweep's storage; rebuilds what is missing there."""
     from service import driver
     from service.mirror import Tracker
-    from service.sweeps import find_sweep, stored_spec
+    from service.sweeps import find_sweep, stored_tracking
     from service.tracking import check_tracking, resolve_uri, without_secrets
 
     store = find_sweep(storage.absolute(), name)
@@ -162,7 +163,7 @@ def sync(name: str, storage: Path, uri: str) -> None:
     if alive and not uri:
         click.echo(f"{name} is running, and its driver keeps the record.")
         return
-    tracking = stored_spec(store).tracking
+    tracking = stored_tracking(store)
     place = resolve_uri(uri or tracking.uri, store.folder.parent)
     check_tracking(place)
     Tracker(store, uri=place, experiment=tracking.experiment).sync(alive=alive)

@@ -44,14 +44,14 @@ def register(
     """
     from service.registrable import check_names, choose
     from service.registry import Registry
-    from service.sweeps import find_sweep, stored_spec
+    from service.sweeps import find_sweep, stored_tracking
     from service.tracking import check_tracking, resolve_uri
 
     if trials and which == "front":
         raise click.UsageError("--trial names policies, and --front takes all of the front; give one of them.")
     store = find_sweep(storage.absolute(), name)
     check_names(model or name, aliases)
-    tracking = stored_spec(store).tracking
+    tracking = stored_tracking(store)
     place = resolve_uri(uri or tracking.uri, store.folder.parent)
     check_tracking(place)
     registry = Registry(store, uri=place, experiment=tracking.experiment)

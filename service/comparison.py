@@ -15,7 +15,7 @@ from operator import le
 
 from service.comparability import warnings_of
 from service.hypervolume import Box, Values
-from service.pareto import Objective, Point, front, knee, losses
+from service.pareto import Objective, Point, accuracy_among, front, knee, losses
 from service.records import TrialRecord
 from service.view import SweepView
 from trainables.errors import ConfigError
@@ -121,18 +121,19 @@ def labels_of(views: Sequence[SweepView]) -> tuple[str, ...]:
 
 
 def axes(objectives: Sequence[Objective]) -> tuple[Objective | None, Objective]:
-    """Cost and quality, against which fronts are read: BOPs and top-1, where they are objectives.
+    """Cost and quality, against which fronts are read: BOPs and the accuracy, where they are objectives.
 
     Else the cost is the first objective of which less is better, and the quality the first other one of which more is,
-    or any other. Without such a pair there is no cost, and the quality is top-1, or the first objective.
+    or any other. Without such a pair there is no cost, and the quality is the accuracy, or the first objective.
     """
     named = {o.name: o for o in objectives}
+    accuracy = accuracy_among(named).name
     less = [o for o in objectives if o.direction == "min"]
     cost = named.get("bops_g") or (less[0] if less else None)
     others = [o for o in objectives if o is not cost]
     if cost is None or not others:
-        return None, named.get("top1", objectives[0])
-    return cost, named.get("top1") or next((o for o in others if o.direction == "max"), others[0])
+        return None, named.get(accuracy, objectives[0])
+    return cost, named.get(accuracy) or next((o for o in others if o.direction == "max"), others[0])
 
 
 def _front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.pareto import (
+    METRICS,
     Objective,
+    accuracy_among,
     check_objectives,
     feasible,
     front,
@@ -23,6 +25,8 @@ class Front:
     """What a sweep found: its finished trials, and which of them are on the front."""
 
     objectives: tuple[Objective, ...]
+    accuracy: Objective
+    """See `accuracy_of`."""
     done: tuple[TrialRecord, ...]
     members: tuple[TrialRecord, ...]
     """On the front, cheapest first."""
@@ -40,9 +44,25 @@ class Front:
         return tuple(trial for trial in self.done if trial.trial_id not in beyond)
 
     @property
-    def best_top1(self) -> float | None:
+    def best_accuracy(self) -> float | None:
         """Of the policies within the constraints, percent; None where there is none."""
-        return max((trial.metrics["top1"] for trial in self.kept), default=None)
+        return self._best(self.accuracy)
+
+    @property
+    def best_top1(self) -> float | None:
+        """The same in top-1, whatever the accuracy; None where no policy has one."""
+        return self._best(METRICS["top1"])
+
+    def _best(self, metric: Objective) -> float | None:
+        return max((trial.metrics[metric.name] for trial in self.kept if metric.name in trial.metrics), default=None)
+
+
+def accuracy_of(sweep: SweepRecord) -> Objective:
+    """The metric that tells how good the sweep's policies are: the first accuracy that it trades off.
+
+    One that trades off none has top-1, or mAP where its task is detection.
+    """
+    return accuracy_among(sweep.objectives, "map" if sweep.facts.get("task") == "detection" else "top1")
 
 
 def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
@@ -57,6 +77,7 @@ def find_front(trials: Sequence[TrialRecord], sweep: SweepRecord) -> Front:
     states = [trial.state for trial in trials]
     return Front(
         objectives=objectives,
+        accuracy=accuracy_of(sweep),
         done=done,
         members=tuple(members),
         infeasible=tuple(trial for trial in done if not feasible(trial.metrics, constraints)),

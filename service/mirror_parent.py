@@ -112,7 +112,8 @@ class ParentRun:
         """Addresses, relative to MLflow's pages, of the pictures that the runs have, by their captions."""
         pictures = {}
         if "front.png" in self._sent:
-            pictures["top-1 against BOPs"] = _artifact(self.run.run_id, "front.png")
+            caption = f"{found.accuracy.name_alone} against BOPs"
+            pictures[caption] = _artifact(self.run.run_id, "front.png")
         knee = found.knee
         if knee and knee.trial_id in links:
             width = _png_width(self._store.trial_folder(knee.trial_id) / "bits.png")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -27,6 +27,16 @@ class Objective:
     direction: Literal["max", "min"]
     label: str
     """As people read it, with its unit."""
+
+    @property
+    def name_alone(self) -> str:
+        """As people read it, without its unit."""
+        return self.label.partition(" (")[0]
+
+    def told(self, value: float) -> str:
+        """A value as people read it, behind what it is: top-1 91.25 %."""
+        unit = self.label.partition(" (")[2].removesuffix(")")
+        return f"{self.name_alone} {value:.2f} %" if unit == "%" else f"{self.name_alone} {value:.4g} {unit}".rstrip()
 
 
 METRICS = {
@@ -65,11 +75,16 @@ FINETUNED_ALONE = (
 SEARCHED = {name: metric for name, metric in METRICS.items() if name not in FINETUNED_ALONE}
 """Those that every trial of a search measures."""
 ACCURACIES = ("top1", "map", "ap")
-"""What a policy is worth, of which a sweep has at least one: the first of them that it trades off is its accuracy."""
+"""What a policy is worth: every sweep measures one of them at least."""
 OBJECTIVES = (METRICS["top1"], METRICS["bops_g"], METRICS["ard"])
 """What a sweep trades off that says nothing else."""
 MAX_OBJECTIVES = 3
 """The front of more has no order to find it in quickly, and nobody has a picture of it."""
+
+
+def accuracy_among(names: Iterable[str], default: str = ACCURACIES[0]) -> Objective:
+    """The first of the metrics that is an accuracy, else the default one."""
+    return METRICS[next((name for name in names if name in ACCURACIES), default)]
 
 
 def check_objectives(names: Sequence[str], known: Mapping[str, Objective] = METRICS) -> tuple[Objective, ...]:

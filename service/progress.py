@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dashboards.front import as_table
 from service.front import find_front
+from service.pareto import ACCURACIES, METRICS
 from service.records import SweepStore, TrialRecord
 from service.standing import clock
 
@@ -104,7 +105,7 @@ def describe(record: TrialRecord) -> str:
     if record.state != "done":
         return f"{record.trial_id} {record.state}: {record.error.splitlines()[0] if record.error else 'no message'}"
     found = record.metrics
-    return (
-        f"{record.trial_id} top-1 {found['top1']:.2f} %, {found['bops_g']:.4g} G BOPs "
-        f"(×{found['compression']:.0f} smaller), ARD {found['ard']:.3f}"
-    )
+    worth = [METRICS[name].told(found[name]) for name in ACCURACIES if name in found]
+    costs = f"{found['bops_g']:.4g} G BOPs (×{found['compression']:.0f} smaller)"
+    ard = [f"ARD {found['ard']:.3f}"] if "ard" in found else []
+    return f"{record.trial_id} {', '.join([*worth, costs, *ard])}"

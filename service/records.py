@@ -124,7 +124,7 @@ class SweepRecord:
     @property
     def full_precision(self) -> str:
         """Top-1 in full precision, as people read it; empty until it is known."""
-        found = sorted(record["top1"] for record in self.references.values())
+        found = sorted(record["top1"] for record in self.references.values() if "top1" in record)
         if len(found) > 1:
             return f"{found[0]:.2f} to {found[-1]:.2f} % top-1, {len(found)} references"
         return f"{found[0]:.2f} % top-1" if found else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.front import accuracy_of
 from service.pareto import check_objectives, feasible, losses, parse_constraint
 from service.records import STATES, State, SweepRecord, TrialRecord, printable
 
@@ -148,6 +149,7 @@ class Course:
     def __init__(self, sweep: SweepRecord) -> None:
         self._objectives = check_objectives(sweep.objectives)
         self._constraints = [parse_constraint(text) for text in sweep.constraints]
+        self._accuracy = accuracy_of(sweep).name
         self._states: dict[str, State] = {}
         self._front: list[tuple[float, ...]] = []
         self._best: dict[str, float] = {}
@@ -160,7 +162,8 @@ class Course:
         self._hours += device_hours
         self._states[trial.trial_id] = trial.state
         if trial.state == "done" and feasible(trial.metrics, self._constraints):
-            self._best["best_top1"] = max(self._best.get("best_top1", trial.metrics["top1"]), trial.metrics["top1"])
+            reached = trial.metrics[self._accuracy]
+            self._best[f"best_{self._accuracy}"] = max(self._best.get(f"best_{self._accuracy}", reached), reached)
             self._place(losses(trial.metrics, self._objectives))
         states = list(self._states.values())
         counts = {f"trials_{state}": states.count(state) for state in STATES if state not in ("pending", "running")}

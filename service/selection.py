@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.pareto import Constraint, check_objectives, parse_constraint
+from service.pareto import METRICS, SEARCHED, Constraint, Objective, check_objectives, parse_constraint
 from service.records import SweepStore
 from service.sweeps import find_sweep
 from service.view import SweepView, read_view
@@ -28,8 +28,9 @@ def read_views(
     """
     wanted = tuple(name.strip() for name in objectives.split(",")) if objectives else ()
     constraints = [parse_budget(text) for text in budgets]
-    _check_names(wanted)
     stores = [find(name, storage) for name in names]
+    promoted = any(store.sweep().kind == "finetune" for store in stores)
+    _check_names(wanted, METRICS if promoted else SEARCHED)
     folders = [store.folder.resolve() for store in stores]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
@@ -61,10 +62,10 @@ def parse_budget(text: str) -> Constraint:
         raise ConfigError(f"--budget: {str(error).removeprefix('constraints: ')}") from None
 
 
-def _check_names(objectives: Sequence[str]) -> None:
+def _check_names(objectives: Sequence[str], known: Mapping[str, Objective]) -> None:
     try:
         if objectives:
-            check_objectives(objectives)
+            check_objectives(objectives, known)
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
 
@@ -74,6 +75,6 @@ def _check_measured(store: SweepStore, metrics: Sequence[str]) -> None:
         lacking = [name for name in metrics if trial.state == "done" and name not in trial.metrics]
         if lacking:
             raise ConfigError(
-                f"{store.folder.name}/{trial.number} has no {lacking[0]}: it was measured by another version of "
-                f"Bitfront; it has {', '.join(sorted(trial.metrics))}."
+                f"{store.folder.name}/{trial.number} has no {lacking[0]}: it was measured for another task, or by "
+                f"another version of Bitfront; it has {', '.join(sorted(trial.metrics))}."
             )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from service import driver
 from service.baseline import Baseline
 from service.front import find_front
+from service.pareto import METRICS
 from service.records import STATES, SweepRecord, SweepStore, TrialRecord
 
 SweepState = Literal["running", "finished", "stopped", "stale"]
@@ -22,6 +23,8 @@ class Standing:
     """A sweep at one moment."""
 
     name: str
+    kind: Literal["search", "finetune"]
+    """`finetune`: a promotion."""
     state: SweepState
     end: str
     """Why it is not running, where it said so."""
@@ -33,8 +36,12 @@ class Standing:
     failures: Mapping[str, int]
     """Failed trials by class."""
     front_size: int
+    accuracy: str
+    """The metric that tells how good its policies are: top1, map or ap."""
+    best_accuracy: float | None
+    """Of the policies within the constraints, percent."""
     best_top1: float | None
-    """Of the policies within the constraints."""
+    """The same in top-1; None of detectors."""
     device_hours: float
     """The trials' so far: neither the references' nor the random policy's."""
     random_policy_hours: float
@@ -57,6 +64,7 @@ def standing(store: SweepStore) -> Standing:
     complete = sum(trial.final for trial in trials) >= sweep.total_trials
     return Standing(
         name=store.folder.name,
+        kind=sweep.kind,
         state=_state(sweep, alive=alive, complete=complete),
         end=sweep.end,
         owner=sweep.owner,
@@ -65,6 +73,8 @@ def standing(store: SweepStore) -> Standing:
         trials_by_state=counts,
         failures={kind: failed.count(kind) for kind in sorted(set(failed))},
         front_size=len(found.members),
+        accuracy=found.accuracy.name,
+        best_accuracy=found.best_accuracy,
         best_top1=found.best_top1,
         device_hours=spent_hours(store),
         random_policy_hours=kept.metrics.get("device_hours", 0.0) if (kept := Baseline.find(store.folder)) else 0.0,
@@ -112,11 +122,12 @@ def as_json(found: Standing) -> dict[str, Any]:
 def as_text(found: Standing) -> str:
     """For people, in a few lines."""
     counts = [f"{count} {state}" for state, count in found.trials_by_state.items() if count]
-    lines = [f"{found.name}: {found.state}" + (f" ({found.end})" if found.end not in ("", "finished") else "")]
+    what = "promotion, " if found.kind == "finetune" else ""
+    lines = [f"{found.name}: {what}{found.state}" + (f" ({found.end})" if found.end not in ("", "finished") else "")]
     lines.append(f"  trials   {', '.join(counts)} of {found.trials_planned}")
     if found.failures:
         lines.append(f"  failed   {', '.join(f'{count} {kind}' for kind, count in found.failures.items())}")
-    best = "" if found.best_top1 is None else f", best top-1 {found.best_top1:.2f} %"
+    best = "" if found.best_accuracy is None else f", best {METRICS[found.accuracy].told(found.best_accuracy)}"
     policies = "policy" if found.front_size == 1 else "policies"
     lines.append(f"  front    {found.front_size} {policies}{best}")
     left = "" if not found.seconds_left else f", about {clock(found.seconds_left)} left"

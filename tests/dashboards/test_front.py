@@ -95,8 +95,8 @@ def test_the_summary_is_markdown_with_the_front() -> None:
 def test_settings_of_one_name_keep_their_section_and_a_metric_that_is_missing_a_dash() -> None:
     one = replace(trial(0, 90.0, 2.0, 3.0), settings={"network.name": "a", "data.name": "b", "method.zeta": 0.5})
     del one.metrics["device_hours"]  # type: ignore[attr-defined]
-    text = as_markdown(SWEEP, find_front([one], SWEEP))
-    heads, _, row = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
+    text = as_markdown(SWEEP, find_front([one, trial(1, 95.0, 3.0, 3.0)], SWEEP))
+    heads, _, row, _ = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
     assert heads[-4:] == ["data.name", "zeta", "network.name", "policy |"]
     assert row[heads.index("device-h")] == "–"
 

@@ -223,7 +223,7 @@ def test_a_sweep_is_named_by_its_folder_too(
         (("front", "first", "--budget", "nan"), "--budget: found 'bops_g <= nan'; expected a metric"),
         (("front", "first", "--objectives", "top1,top2"), "--objectives: unknown metric 'top2'; did you mean 'top1'?"),
         (("front", "first", "--objectives", "top1,top1"), "give one to 3 different metrics"),
-        (("front", "first", "--objectives", "storage_mib"), "first/0 has no storage_mib: it was measured by another"),
+        (("front", "first", "--objectives", "storage_mib"), "first/0 has no storage_mib: it was measured for another"),
         (("front", "first", "--json", "--csv"), "Give --json or --csv, not both."),
         (("front",), "Missing argument 'SWEEP...'"),
         (("compare", "first"), "give two sweeps or more, or see: bitfront front first"),
