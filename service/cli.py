@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from service.arguments import (
-    INTERRUPT_STATUS,
-    RUN_ERROR,
     USAGE_ERROR,
     Commands,
     address_option,
@@ -22,15 +19,15 @@ from service.arguments import (
     storage_option,
     sweep_argument,
 )
+from service.cli_drive import drive_promotion, drive_sweep, own_command
 from service.cli_fronts import compare, front
 from service.cli_policy import policy
+from service.cli_promote import promote
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
 from service.cli_registry import register
 
 if TYPE_CHECKING:
     from service.combinations import Surveyed
-    from service.orchestrate.sweep import SweepOutcome
-    from service.records import SweepStore
     from service.spec import SweepSpec
 
 
@@ -66,7 +63,7 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
     from service.sweeps import open_sweep, with_extensions
 
     store = open_sweep(spec, now_ms=now_ms())
-    _drive(ctx, store, with_extensions(spec, store.folder.parent, store.sweep()), address)
+    drive_sweep(ctx, store, with_extensions(spec, store.folder.parent, store.sweep()), address)
 
 
 def _preflight(spec: SweepSpec, address: str) -> None:
@@ -92,16 +89,18 @@ def _survey(spec: SweepSpec) -> Surveyed:
 @address_option
 @click.pass_context
 def resume(ctx: click.Context, name: str, storage: Path, address: str) -> None:
-    """Go on with a sweep that was stopped, killed or extended.
+    """Go on with a sweep, or a promotion, that was stopped, killed or extended.
 
     Finished trials stay as they are; those that were cut off continue after their last epoch.
     """
     from service.sweeps import find_sweep, stored_spec
 
     store = find_sweep(storage.absolute(), name)
+    if store.sweep().kind == "finetune":
+        drive_promotion(ctx, store, address)
     spec = stored_spec(store)
     _preflight(spec, address)
-    _drive(ctx, store, spec, address)
+    drive_sweep(ctx, store, spec, address)
 
 
 @main.command()
@@ -127,9 +126,11 @@ def extend(
     if not trials and not wall_time and device_hours is None:
         raise click.UsageError("Nothing to extend: give --trials, --wall-time or --device-hours.")
     store = sweeps.find_sweep(storage.absolute(), name)
+    if store.sweep().kind == "finetune":
+        raise click.UsageError(f"{name} is a promotion: promote more policies into it, with other limits if need be.")
     _preflight(sweeps.stored_spec(store), address)
     sweeps.extend(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
-    _drive(ctx, store, sweeps.stored_spec(store), address)
+    drive_sweep(ctx, store, sweeps.stored_spec(store), address)
 
 
 @main.command("rerun-failed")
@@ -138,79 +139,19 @@ def extend(
 @address_option
 @click.pass_context
 def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> None:
-    """Run the failed trials of a sweep again, and what else is left of it."""
+    """Run the failed trials of a sweep, or of a promotion, again, and what else is left of it."""
     from service import sweeps
 
     store = sweeps.find_sweep(storage.absolute(), name)
-    spec = sweeps.stored_spec(store)
-    _preflight(spec, address)
+    is_promotion = store.sweep().kind == "finetune"
+    if not is_promotion:
+        _preflight(sweeps.stored_spec(store), address)
     failed = sweeps.rerun_failed(store)
     click.echo(f"Running again: {', '.join(failed) or 'none has failed'}")
-    _drive(ctx, store, spec, address)
-
-
-def _drive(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> None:
-    from rich.console import Console
-
-    from service.orchestrate.limits import STOPPED as STOPPED_ON_REQUEST
-    from service.orchestrate.scheduler import longest_trial
-    from service.orchestrate.sweep import INTERRUPTED, run_sweep
-    from service.progress import Progress
-
-    # Errors quote what libraries say, in brackets too.
-    console = Console(markup=False)
-    ctx.find_root().obj = "running"
-    outcome = run_sweep(
-        spec, store, lambda store: Progress(console, store, epochs_per_trial=longest_trial(spec)), address=address
-    )
-    _print_outcome(outcome, spec, console)
-    if outcome.end in (INTERRUPTED, STOPPED_ON_REQUEST):
-        ctx.exit(INTERRUPT_STATUS)
-    ctx.exit(0 if outcome.found.done else RUN_ERROR)
-
-
-def _print_outcome(outcome: SweepOutcome, spec: SweepSpec, console: Any) -> None:
-    from dashboards.front import as_table
-    from service.orchestrate.sweep import FINISHED
-    from service.progress import describe
-    from service.standing import next_command
-    from service.tracking import first_line, without_secrets
-
-    sweep, found, uri = outcome.store.sweep(), outcome.found, spec.tracking.uri
-    for trial in outcome.store.trials():
-        if trial.state in ("diverged", "failed"):
-            console.print(describe(trial), highlight=False, soft_wrap=True)
-    reference = f", full precision {sweep.full_precision}" if sweep.full_precision else ""
-    console.print()
-    if found.members:
-        console.print(as_table(found, f"{sweep.name}: Pareto front of {len(found.done)} policies{reference}"))
-    else:
-        console.print(f"{sweep.name}: no trial is done within the constraints, so there is no front.")
-    if outcome.mirror_error is not None:
-        line = first_line(outcome.mirror_error)
-        hint = f"when it is back: {_own_command()} sync {sweep.name}{_storage_hint(outcome.store)}"
-        console.print(f"The tracking record is behind ({line}); {hint}", highlight=False, soft_wrap=True)
-    if outcome.end != FINISHED:
-        command = f"{_own_command()} {next_command(sweep)}{_storage_hint(outcome.store)}"
-        console.print(f"Ended early: {outcome.end}. Go on with:  {command}", highlight=False, soft_wrap=True)
-    console.print(f"Stored in {outcome.store.folder}", highlight=False, soft_wrap=True)
-    if uri and not uri.startswith("sqlite:"):
-        console.print(f"Recorded in MLflow at {without_secrets(uri)}", highlight=False, soft_wrap=True)
-    else:
-        command = f"{_own_command()} ui" + (f" --uri {uri}" if uri else _storage_hint(outcome.store))
-        console.print(f"Open in the MLflow UI:  {command}", highlight=False, soft_wrap=True)
-
-
-def _storage_hint(store: SweepStore) -> str:
-    storage = store.folder.parent
-    here = Path.cwd()
-    return f" --storage {storage.relative_to(here) if storage.is_relative_to(here) else storage}"
-
-
-def _own_command() -> str:
-    """This command as it was called, so that it can be called again by copying."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "bitfront" else "bitfront"
+    if is_promotion:
+        drive_promotion(ctx, store, address)
+    spec = sweeps.stored_spec(store)
+    drive_sweep(ctx, store, spec, address)
 
 
 @main.command()
@@ -311,7 +252,7 @@ def submit(spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: st
 
     spec = load_spec(spec_file, overrides, smoke=smoke)
     job = submit_sweep(spec, address)
-    click.echo(f"Submitted as {job}. Follow it with:  {_own_command()} logs {spec.name} --address {address} --follow")
+    click.echo(f"Submitted as {job}. Follow it with:  {own_command()} logs {spec.name} --address {address} --follow")
 
 
 @main.command()
@@ -325,7 +266,7 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-for command in (clean, compare, front, list_, logs, policy, register, status, stop, sync, ui):
+for command in (clean, compare, front, list_, logs, policy, promote, register, status, stop, sync, ui):
     main.add_command(command)
 
 

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from service.combinations import Combination, Surveyed, budgets, combinations, subject
+from service.launched import Launched
 from service.pareto import Constraint
 from service.space import range_of
 from service.spec import SweepSpec
 from service.sweeps import find_sweep
+from service.template import Template
 from service.tracking import check_tracking, resolve_uri
 from service.varied import VARIABLE
 from service.yaml_source import Path_
 from trainables import api
 from trainables.api import Reach, Survey
-from trainables.config import METHOD_CONFIGS, EvaluationConfig, GmpqConfig
+from trainables.config import METHOD_CONFIGS, DataConfig, EvaluationConfig, GmpqConfig
 from trainables.data import check_data
 from trainables.errors import (
     ConfigError,
@@ -49,12 +51,28 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
     check_tracking(resolve_uri(spec.tracking.uri, storage))
 
 
-def check_resources(spec: SweepSpec, *, cpus: float, gpus: float | None) -> None:
+def check_promotion(template: Template, storage: Path, *, elsewhere: bool) -> None:
+    """As `check`, for a promotion; `elsewhere`: it runs on a cluster, whose size is checked once it is connected."""
+    cpus, gpus = (math.inf, math.inf) if elsewhere else (os.cpu_count() or 1, None)
+    check_resources(template, cpus=cpus, gpus=gpus)
+    data = template.sections["data"]
+    # Boxes are read by the survey.
+    if isinstance(data, DataConfig):
+        try:
+            check_data(data)
+        except (ConfigError, DataMissingError) as error:
+            where = "root" if data.root else "name"
+            raise template.refuse(("data", where), str(error).rstrip(".")) from None
+    _check_storage(storage)
+    check_tracking(resolve_uri(template.tracking.uri, storage))
+
+
+def check_resources(spec: Launched, *, cpus: float, gpus: float | None) -> None:
     """Raises SpecError for trials that so many CPUs and GPUs cannot hold; arguments as in `check`."""
     _raise(spec, [*_cpu_problems(spec, cpus), *_gpu_problems(spec, gpus)])
 
 
-def _raise(spec: SweepSpec, problems: list[Problem]) -> None:
+def _raise(spec: Launched, problems: list[Problem]) -> None:
     """Raises SpecError with all problems, each at its place in the file."""
     found = spec.source.places_only()
     for path, message in problems:
@@ -62,7 +80,7 @@ def _raise(spec: SweepSpec, problems: list[Problem]) -> None:
     found.raise_problems()
 
 
-def _cpu_problems(spec: SweepSpec, cpus: float) -> Iterator[Problem]:
+def _cpu_problems(spec: Launched, cpus: float) -> Iterator[Problem]:
     resources = spec.resources
     needed = resources.workers * resources.cpus_per_worker
     if needed > cpus:
@@ -80,7 +98,7 @@ def _cpu_problems(spec: SweepSpec, cpus: float) -> Iterator[Problem]:
         )
 
 
-def _gpu_problems(spec: SweepSpec, gpus: float | None) -> Iterator[Problem]:
+def _gpu_problems(spec: Launched, gpus: float | None) -> Iterator[Problem]:
     resources = spec.resources
     needed = resources.workers * resources.gpus_per_worker
     if gpus is not None and needed > gpus:

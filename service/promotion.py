@@ -15,9 +15,10 @@ from typing import Literal
 from service import driver
 from service.front import Front, find_front
 from service.promoted import Source, promoted_id, save_sources, sources_of
-from service.promotion_rules import Gates, Rule, select
+from service.promotion_rules import select
 from service.records import POLICY_FILE, NameTakenError, SweepRecord, SweepStore, TrialRecord, write_text
 from service.revision import revision, version
+from service.rules import Gates, Rule
 from service.spec import differences
 from service.sweeps import RESERVED, list_sweeps
 from service.template import Template, load_template
@@ -65,8 +66,8 @@ def candidates(
         raise ConfigError(f"{sweep.name} is a promotion itself; promote the sweep that found its policies.")
     found = find_front(store.trials(), sweep)
     offered = [_named(found, name, sweep.name) for name in trials] if trials else list(found.members)
-    held = [f"{trial.trial_id}: {gates.reason(trial)}" for trial in offered if gates.reason(trial)]
-    chosen = [t for t in offered if not gates.reason(t)] if trials else select(rule, gates, found)
+    held = [f"{trial.trial_id}: {gates.reason(trial.metrics)}" for trial in offered if gates.reason(trial.metrics)]
+    chosen = [t for t in offered if not gates.reason(t.metrics)] if trials else select(rule, gates, found)
     by_hash: dict[str, list[TrialRecord]] = {}
     for trial in chosen:
         by_hash.setdefault(trial.policy_hash, []).append(trial)

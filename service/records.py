@@ -148,13 +148,16 @@ class SweepStore:
         """Final trials never change, so they are read once."""
 
     @classmethod
-    def create(cls, storage: Path, sweep: SweepRecord, *, spec_text: str) -> SweepStore:
-        """A new folder for the sweep, whole or not at all. Raises NameTakenError."""
+    def create(
+        cls, storage: Path, sweep: SweepRecord, *, spec_text: str, beside: Mapping[str, str] | None = None
+    ) -> SweepStore:
+        """A new folder for the sweep, whole or not at all, with more texts `beside` its spec. Raises NameTakenError."""
         folder = storage / sweep.name
         unfinished = storage / f".{sweep.name}.{uuid.uuid4().hex[:8]}"
         try:
             (unfinished / "trials").mkdir(parents=True)
-            write_text(unfinished / "spec.yaml", spec_text)
+            for name, text in {**(beside or {}), "spec.yaml": spec_text}.items():
+                write_text(unfinished / name, text)
             cls(unfinished).save_sweep(sweep)
             unfinished.rename(folder)
         except OSError as error:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from service.pareto import check_objectives, parse_constraint
+from service.rules import Gates, parse_rule
 from trainables.checked import STRICT
 from trainables.errors import ConfigError
 
@@ -166,6 +167,9 @@ class ResourcesConfig:
 
     workers: int = 1
     """Processes that share a trial's batches (data parallel)."""
+    min_workers: int = 0
+    """With how many a trial goes on when machines are lost, until others take their place; 0: it waits for all. A
+    share of a batch is as exact with any number of workers, to rounding."""
     cpus_per_worker: int = 1
     """CPUs, and CPU threads, of each worker."""
     gpus_per_worker: float = 0.0
@@ -182,6 +186,15 @@ class ResourcesConfig:
         for name in ("workers", "cpus_per_worker", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"resources.{name} is {getattr(self, name)}; give at least 1.")
+        if not 0 <= self.min_workers <= self.workers:
+            raise ConfigError(
+                f"resources.min_workers is {self.min_workers}; give 0 to resources.workers, {self.workers}."
+            )
+        if self.min_workers and self.launch_resolved == "process":
+            raise ConfigError(
+                f"resources.min_workers is {self.min_workers}, but the one worker runs in the trial's own process; set "
+                f"workers, or launch: train."
+            )
         if self.gpus_per_worker < 0:
             raise ConfigError(f"resources.gpus_per_worker is {self.gpus_per_worker}; give 0 or more.")
         if self.price_per_device_hour < 0:
@@ -215,6 +228,36 @@ class GalleryConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.images <= 32:
             raise ConfigError(f"gallery.images is {self.images}; give 1 to 32, or 0 for no gallery.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteConfig:
+    """What is finetuned at the end of a finished sweep, without being asked for: as `bitfront promote` does it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    to: str = ""
+    """The finetune template, a YAML relative to the file in which this stands; empty: nothing is promoted."""
+    rule: str = "knee"
+    """Of the front: knee, all, top 3 by top1, within bops_g <= 0.03, hypervolume 3."""
+    min_top1: float = 0.0
+    """Only policies with at least this top-1 in their search, percent."""
+    max_ard: float = 0.0
+    """Only policies with at most this ARD in their search, ranks; 0: any."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_rule(self.rule)
+        except ConfigError as error:
+            raise ConfigError(f"promote.{error}") from None
+        for name in ("min_top1", "max_ard"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"promote.{name} is {getattr(self, name)}; give 0 or a positive number.")
+
+    @property
+    def gates(self) -> Gates:
+        """What a policy must have reached."""
+        return Gates(min_top1=self.min_top1, max_ard=self.max_ard)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

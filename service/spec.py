@@ -10,28 +10,30 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from service.merge import read_sweep, reveal, stored_text
-from service.pareto import SEARCHED, Constraint, Objective, check_objectives, parse_constraint
+from service.pareto import Constraint, Objective, check_objectives, parse_constraint
+from service.sections import counted_resources, read_section
 from service.settings import (
     EarlyStoppingConfig,
     GalleryConfig,
     LimitsConfig,
     PlainConfig,
+    PromoteConfig,
     ResourcesConfig,
     SamplerConfig,
     ScheduleConfig,
     StorageConfig,
     TrackingConfig,
     WarmStartConfig,
-    check_sweep,
 )
 from service.space import Choice, Conditional, Domain, Scalar, as_written, example, range_of
-from service.validate import build, find_problems
+from service.template import Template, load_template
+from service.validate import build
 from service.varied import (
     VARIABLE,
     check_barrier,
@@ -55,10 +57,8 @@ from trainables.config import (
     ReferenceConfig,
     TrialConfig,
 )
-from trainables.errors import ConfigError, SpecError, did_you_mean
+from trainables.errors import SpecError, did_you_mean
 from trainables.finetune_config import FinetuneConfig
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +87,11 @@ class SweepSpec:
     limits: LimitsConfig
     schedule: ScheduleConfig
     gallery: GalleryConfig
+    promote: PromoteConfig
     storage: StorageConfig
     tracking: TrackingConfig
+    promotion: Template | None
+    """The template that `promote` names."""
     text: str
     """The YAML by which it is kept: as written, or merged with its bases and the command line's settings."""
     source: Source = field(compare=False, repr=False)
@@ -182,11 +185,6 @@ class SweepSpec:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def counted_resources(resources: ResourcesConfig) -> dict[str, Any]:
-    """How many share a batch, with how many threads, changes sums; how many trials run at once does not."""
-    return {key: getattr(resources, key) for key in ("workers", "cpus_per_worker", "gpus_per_worker")}
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, a line each: `method.eta: 1.0 -> 2.0`."""
     before, after = _flat(old, ()), _flat(new, ())
@@ -222,17 +220,14 @@ SECTIONS: dict[str, type] = {
     "limits": LimitsConfig,
     "schedule": ScheduleConfig,
     "gallery": GalleryConfig,
+    "promote": PromoteConfig,
     "storage": StorageConfig,
     "tracking": TrackingConfig,
 }
+PROMOTE_FILE = "promote.yaml"
+"""The template beside a spec that is kept."""
 PLAIN_KEYS = tuple(f.name for f in dataclasses.fields(PlainConfig))
 PARSED_KEYS = ("objectives", "constraints")
-ITEMS: dict[Path_, Callable[[str], object]] = {
-    ("objectives",): lambda name: check_objectives((name,), SEARCHED),
-    ("constraints",): lambda text: parse_constraint(text, SEARCHED),
-    ("warm_start", "sweeps"): check_sweep,
-}
-"""Lists whose items are checked one by one, so that an error points at the item."""
 TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, "method", "space", "base", "smoke")
 
 
@@ -293,6 +288,7 @@ def _checked(source: Source) -> SweepSpec:
     plain = _read_plain(source, sections["sampler"], space)
     if sections["warm_start"] and plain:
         sections["warm_start"] = fit_points(source, sections["warm_start"], space, plain.trials)
+    promotion = _read_promotion(source, sections["promote"])
     source.raise_problems()
     assert plain is not None  # or there would have been problems
     spec = SweepSpec(
@@ -303,6 +299,7 @@ def _checked(source: Source) -> SweepSpec:
         method_name=method_name,
         fixed=fixed,
         space=space,
+        promotion=promotion,
         text=stored_text(source),
         source=source.places_only(),
     )
@@ -311,6 +308,24 @@ def _checked(source: Source) -> SweepSpec:
     check_epochs(source, spec.early_stopping, trial, fixed, space)
     source.raise_problems()
     return spec
+
+
+def _read_promotion(source: Source, config: PromoteConfig | None) -> Template | None:
+    """The template of a sweep that promotes; what is kept of the sweep finds it beside itself, whatever becomes of
+    the file."""
+    if config is None or not config.to:
+        return None
+    place = source.place(("promote", "to"))
+    folder = Path(place.where).parent if place.line else Path()
+    try:
+        template = load_template(folder / config.to)
+    except SpecError as error:
+        source.refuse(("promote", "to"), f"promote.to: {error}")
+        return None
+    if config.to != PROMOTE_FILE:
+        source.content["promote"]["to"] = PROMOTE_FILE
+        source.origins = source.origins or (source.file,)
+    return template
 
 
 def _read_variable(source: Source) -> tuple[str, dict[str, type], dict[str, dict[str, Any]]]:
@@ -337,25 +352,3 @@ def _read_plain(source: Source, sampler: SamplerConfig | None, space: Mapping[st
         if isinstance(trials, int) and 0 < num_points < trials:
             source.add(("trials",), f"trials is {trials}, but the grid has {num_points} points; give no more than that")
     return read_section(source, (), PlainConfig, content)
-
-
-def read_section(source: Source, path: Path_, kind: type[T], content: Mapping[str, Any]) -> T | None:
-    """The settings that `content` gives; None, and problems in the source, where it gives none."""
-    rest = {key: value for key, value in content.items() if not _has_bad_item(source, (*path, key), value)}
-    problems = find_problems(kind, rest, *path)
-    for place, message, at_key in problems:
-        source.add(place, message, at_key=at_key)
-    return None if problems or len(rest) < len(content) else build(kind, content)
-
-
-def _has_bad_item(source: Source, path: Path_, items: Any) -> bool:
-    """Whether a list has an item that its own check refuses; adds a problem for each."""
-    check = ITEMS.get(path)
-    num_problems = len(source.problems)
-    for place, item in enumerate(items if check and isinstance(items, list) else ()):
-        if check and isinstance(item, str):
-            try:
-                check(item)
-            except ConfigError as error:
-                source.add((*path, place), str(error).rstrip("."))
-    return len(source.problems) > num_problems

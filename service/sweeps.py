@@ -15,7 +15,7 @@ from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRe
 from service.revision import revision, version
 from service.settings import StorageConfig, TrackingConfig
 from service.space import points
-from service.spec import SweepSpec, differences, load_spec
+from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec
 from service.validate import build
 from service.varied import section
 from trainables.errors import ConfigError, StorageError, did_you_mean
@@ -37,7 +37,9 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
         raise ConfigError(f"name is {spec.name!r}, which the storage uses itself; choose another.")
     if not folder.exists():
         with contextlib.suppress(NameTakenError):
-            return SweepStore.create(storage, record_of(spec, now_ms=now_ms), spec_text=spec.text)
+            beside = {PROMOTE_FILE: spec.promotion.text} if spec.promotion else {}
+            record = record_of(spec, now_ms=now_ms)
+            return SweepStore.create(storage, record, spec_text=spec.text, beside=beside)
     store = SweepStore.open(folder)
     old = load_spec(folder / "spec.yaml")
     changed = differences(old.identity, spec.identity)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from service.merge import read_sweep, reveal, stored_text
+from service.sections import counted_resources, read_section
 from service.settings import LimitsConfig, ResourcesConfig, TrackingConfig, check_name, check_tags
-from service.spec import counted_resources, read_section
 from service.varied import section
 from service.yaml_source import Path_, Source
 from trainables.checked import STRICT

@@ -50,11 +50,16 @@ def find_problems(kind: type, content: Mapping[str, Any], *prefix: str | int) ->
             return list(found)
         left_out |= names
         rest = {name: value for name, value in rest.items() if name not in names}
-        rest |= {name: _STAND_INS[str(fields[name].type)] for name in names if _must_stand(fields.get(name))}
+        rest |= {name: _stand_in(str(fields[name].type)) for name in names if _must_stand(fields.get(name))}
 
 
-_STAND_INS = {"int": 1, "float": 1.0, "str": "x"}
+_STAND_INS = {"int": 1, "float": 1.0, "str": "x", "tuple[str, ...]": ["x"]}
 """Values that every required setting of the type accepts."""
+
+
+def _stand_in(kind: str) -> Any:
+    words = re.fullmatch(r"""Literal\[["'](\w+)["'].*\]""", kind)
+    return words[1] if words else _STAND_INS[kind]
 
 
 def _is_word(value: object) -> bool:

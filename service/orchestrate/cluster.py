@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import ray
 
+from service.launched import Launched
 from service.preflight import check_resources
-from service.spec import SweepSpec
 from service.tracking import first_line
 from trainables.errors import ConfigError
 
@@ -21,7 +21,7 @@ GIVE_UP_S = "10"
 
 
 @contextmanager
-def connected(spec: SweepSpec, address: str) -> Iterator[None]:
+def connected(spec: Launched, address: str) -> Iterator[None]:
     """A Ray of our own for the time of a sweep, the cluster at `address`, or the one that this process already uses."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -84,7 +84,7 @@ def _init(address: str, **settings: bool) -> None:
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings)
 
 
-def _check(spec: SweepSpec) -> None:
+def _check(spec: Launched) -> None:
     """Raises SpecError where the cluster is too small for the trials, or each of its machines for one worker."""
     found = ray.cluster_resources()
     check_resources(spec, cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.revision import REVISION_VARIABLE, revision
-from service.spec import SweepSpec
+from service.spec import PROMOTE_FILE, SweepSpec
 from service.tracking import first_line
 from trainables.errors import ConfigError, StorageError
 from trainables.user_code import local_sources
@@ -68,6 +68,8 @@ def _pack(spec: SweepSpec, folder: Path) -> None:
         elif source.is_file():
             shutil.copy(source, folder)
     (folder / "sweep.yaml").write_text(spec.text)
+    if spec.promotion:
+        (folder / PROMOTE_FILE).write_text(spec.promotion.text)
 
 
 def job_status(name: str, address: str) -> dict[str, Any]:

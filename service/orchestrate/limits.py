@@ -11,10 +11,10 @@ from typing import Any
 from ray.tune import Stopper
 
 from service import driver
+from service.launched import Launched
 from service.orchestrate.worker import now_ms
 from service.records import SweepStore, TrialRecord
 from service.settings import parse_duration
-from service.spec import SweepSpec
 from service.standing import spent_hours
 
 STOPPED = "stopped on request"
@@ -26,7 +26,7 @@ NOTE_EVERY_S = 10.0
 class SweepStopper(Stopper):  # type: ignore[misc]  # Ray is not typed
     """Ends the sweep, with running trials to be gone on with, at a limit or when somebody asks."""
 
-    def __init__(self, spec: SweepSpec, store: SweepStore, *, before_s: float, began: float) -> None:
+    def __init__(self, spec: Launched, store: SweepStore, *, before_s: float, began: float) -> None:
         """`before_s`: what earlier runs took; `began`: when this one did, on the monotonic clock."""
         self._store, self._workers = store, spec.resources.workers
         self._hours_limit = spec.limits.device_hours

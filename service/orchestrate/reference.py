@@ -6,21 +6,21 @@ import dataclasses
 import math
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from service import driver
-from service.combinations import references
+from service.launched import Launched
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import Science, make_reference
 from service.progress import Progress
 from service.records import SweepStore, write_text
-from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER
 from trainables.api import ReferenceRecord
-from trainables.config import TrialConfig
+from trainables.config import BenchConfig
 from trainables.errors import BitfrontError, LostError
 
 STOP_POLL_S = 0.5
@@ -30,13 +30,14 @@ class StoppedError(Exception):
     """The reference was not trained to its end, because somebody asked the sweep to stop."""
 
 
-def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science) -> None:
-    """Trains each reference that the sweep's trials can need, where there is none, and notes it in the sweep's record.
+def prepare_references(
+    wanted: Mapping[str, BenchConfig], spec: Launched, store: SweepStore, progress: Progress, science: Science
+) -> None:
+    """Trains each of the references `wanted`, where there is none, and notes it in the sweep's record.
 
-    One after the other, in the order of the space. Raises a BitfrontError, or StoppedError where somebody asks the
-    sweep to stop meanwhile; what was trained until then is kept.
+    One after the other, in this order. Raises a BitfrontError, or StoppedError where somebody asks the sweep to stop
+    meanwhile; what was trained until then is kept.
     """
-    wanted = references(spec)
     known = dict(store.sweep().references)
     for number, (key, config) in enumerate(wanted.items(), start=1):
         which = f"reference {number} of {len(wanted)}" if len(wanted) > 1 else "reference"
@@ -50,13 +51,13 @@ def prepare_references(spec: SweepSpec, store: SweepStore, progress: Progress, s
         store.save_sweep(dataclasses.replace(store.sweep(), references=known))
 
 
-def _data(config: TrialConfig) -> dict[str, Any]:
+def _data(config: BenchConfig) -> dict[str, Any]:
     """The data as whoever syncs, from whatever folder, can name them."""
     data = dataclasses.asdict(config.data)
     return {**data, "root": str(Path(data["root"]).expanduser().absolute())} if data.get("root") else data
 
 
-def _ensured(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
+def _ensured(spec: Launched, config: BenchConfig, store: SweepStore, science: Science) -> ReferenceRecord:
     try:
         return _make_reference(spec, config, store, science)
     except StoppedError:
@@ -79,7 +80,7 @@ def _reference_error(store: SweepStore, error: Exception) -> BaseException:
     )
 
 
-def _make_reference(spec: SweepSpec, config: TrialConfig, store: SweepStore, science: Science) -> ReferenceRecord:
+def _make_reference(spec: Launched, config: BenchConfig, store: SweepStore, science: Science) -> ReferenceRecord:
     """In a process of its own, or by as many workers as a trial has; a request to stop ends it."""
     resources = spec.resources
     if resources.launch_resolved == "train":

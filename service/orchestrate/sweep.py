@@ -8,16 +8,12 @@ are final.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
 import signal
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +21,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
-from dashboards.front import as_json, as_markdown
-from dashboards.front_picture import draw_front
-from dashboards.page import sweep_page
-from service import driver
-from service.front import Front, find_front
-from service.mirror import BackgroundMirror, Tracker
+from service.combinations import references
+from service.mirror import BackgroundMirror
 from service.orchestrate.baseline import baseline_is_due, baseline_is_wanted, make_baseline
-from service.orchestrate.cluster import connected
-from service.orchestrate.gauges import exported
-from service.orchestrate.limits import STOPPED, SweepStopper, end_after
-from service.orchestrate.reference import StoppedError, prepare_references
+from service.orchestrate.drive import FINISHED, INTERRUPTED, SweepOutcome, Work, drive, note_end, publish
+from service.orchestrate.limits import SweepStopper, end_after
+from service.orchestrate.reference import prepare_references
 from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
 from service.orchestrate.worker import (
@@ -47,33 +38,15 @@ from service.orchestrate.worker import (
     settle_failure,
 )
 from service.progress import Progress
-from service.records import SweepStore, write_json, write_text
+from service.records import SweepStore
 from service.spec import SweepSpec
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
-from service.tracking import first_line, resolve_uri
-from service.view import read_view
 from trainables import api
 from trainables.errors import BitfrontError
 
-log = logging.getLogger("bitfront.sweep")
-
-FINISHED, INTERRUPTED = "finished", "interrupted"
-PAGE_ERROR = "page-error.txt"
 DRIVER_MEMORY = 2**20
 """Bytes that a trial asks for when its workers have the processors. Some resource it must name, and a share of a CPU
 could leave its own workers without a whole one for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class SweepOutcome:
-    """What a sweep leaves behind when its driver ends."""
-
-    store: SweepStore
-    found: Front
-    end: str
-    """'finished', or why it was stopped."""
-    mirror_error: Exception | None
-    """Why the tracking record is behind, if it is."""
 
 
 def run_sweep(
@@ -84,48 +57,26 @@ def run_sweep(
     address: str = "",
     science: Science = api,
 ) -> SweepOutcome:
-    """Runs what is left of the sweep in `store`, here or on the Ray cluster at `address`.
+    """Runs what is left of the sweep in `store`, here or on the Ray cluster at `address`."""
 
-    What a trial found is in the storage when this returns or raises.
-    """
-    with driver.hold(store.folder):
-        began, end, before_s = time.monotonic(), INTERRUPTED, store.sweep().running_s
-        store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=0, end=""))
-        storage = store.folder.parent
-        tracker = Tracker(store, uri=resolve_uri(spec.tracking.uri, storage), experiment=spec.tracking.experiment)
-        mirror = BackgroundMirror(tracker)
-        try:
-            if _is_finished(spec, store):
-                # A driver may have been killed between the last result and telling the study.
-                StudySearcher(spec, store)
-                end = FINISHED
-            if end != FINISHED or baseline_is_due(spec, store):
-                with (
-                    connected(spec, address),
-                    exported(store),
-                    _stopped_by_sigterm(store),
-                    progress_for(store) as progress,
-                ):
-                    stopper = SweepStopper(spec, store, before_s=before_s, began=began)
-                    if end != FINISHED:
-                        prepare_references(spec, store, progress, science)
-                        mirror.poke()
-                        end = _run_trials(spec, store, progress, mirror, science, stopper)
-                    if end == FINISHED:
-                        _compare_knee(spec, store, progress, science, stopper)
-        except StoppedError:
-            end = STOPPED
-        except Exception as error:
-            # What goes wrong after the last trial does not undo it.
-            end = end if end == FINISHED else f"error: {first_line(error)}"
-            raise
-        finally:
-            try:
-                _close(store, end, running_s=before_s + time.monotonic() - began)
-                found = publish(store, page=True)
-            finally:
-                error_in_mirror = mirror.close()
-        return SweepOutcome(store, found, end, error_in_mirror)
+    def prepare() -> Work | None:
+        finished = _is_finished(spec, store)
+        if finished:
+            # A driver may have been killed between the last result and telling the study.
+            StudySearcher(spec, store)
+        return None if finished and not baseline_is_due(spec, store) else work
+
+    def work(progress: Progress, mirror: BackgroundMirror, stopper: SweepStopper) -> str:
+        end = FINISHED
+        if not _is_finished(spec, store):
+            prepare_references(references(spec), spec, store, progress, science)
+            mirror.poke()
+            end = _run_trials(spec, store, progress, mirror, science, stopper)
+        if end == FINISHED:
+            _compare_knee(spec, store, progress, science, stopper)
+        return end
+
+    return drive(spec, store, progress_for, prepare, address=address)
 
 
 def _is_finished(spec: SweepSpec, store: SweepStore) -> bool:
@@ -141,23 +92,9 @@ def _compare_knee(
     Whatever comes of that, and should this driver be killed meanwhile: the sweep has ended well, and says so before.
     """
     if baseline_is_wanted(spec, store):
-        _note_end(store, FINISHED, running_s=stopper.running_s)
+        note_end(store, FINISHED, running_s=stopper.running_s)
         publish(store, page=True)
         make_baseline(spec, store, progress, science, seconds=stopper.seconds_left)
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
-    """A job that is stopped, or a machine that is shut down, gets the time to note where it was. After Ray's own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: driver.request_stop(store.folder))
-    try:
-        yield
-    finally:
-        # None is a handler that was not set from Python.
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -169,18 +106,6 @@ def _interrupts_as_before() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-
-
-def _close(store: SweepStore, end: str, *, running_s: float) -> None:
-    """The driver is gone now, and says so; trials that it cut off wait for the next."""
-    for trial in store.trials():
-        store.interrupt_trial(trial.trial_id)
-    _note_end(store, end, running_s=running_s)
-    store.log(f"closed: {end}")
-
-
-def _note_end(store: SweepStore, end: str, *, running_s: float) -> None:
-    store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=now_ms(), end=end, running_s=running_s))
 
 
 def _run_trials(
@@ -266,9 +191,12 @@ def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Sc
         if spec.resources.launch_resolved == "process":
             run_trial(job, rank=0, tell=tune.report)
         else:
+            from ray.tune.integration.ray_train import TuneReportCallback
+
             from service.orchestrate.train import run_trial_on_workers
 
-            record = run_trial_on_workers(job, spec, scratch=folder / TRAIN_FOLDER)
+            callbacks = [TuneReportCallback()]
+            record = run_trial_on_workers(job, spec, scratch=folder / TRAIN_FOLDER, callbacks=callbacks)
             tune.report({"state": record.state, **record.metrics})
     except SupersededError:
         return
@@ -323,30 +251,3 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
             self.progress.finished(record)
             publish(self.store, page=False)
             self.mirror.poke()
-
-
-def publish(store: SweepStore, *, page: bool) -> Front:
-    """Writes the front of the finished trials into the sweep's folder; the page is large and written at the end.
-
-    A page that cannot be drawn is told, and holds up nothing.
-    """
-    sweep = store.sweep()
-    found = find_front(store.trials(), sweep)
-    write_json(store.folder / "front.json", as_json(sweep, found))
-    write_text(store.folder / "front.md", as_markdown(sweep, found))
-    if page:
-        try:
-            _draw(store)
-        except Exception as error:  # whatever a damaged file or a number that nobody foresaw does to it
-            write_text(store.folder / PAGE_ERROR, "".join(traceback.format_exception(error)))
-            told = f"the page could not be drawn: {type(error).__name__}: {first_line(error)}"
-            store.log(told)
-            log.warning("%s (all of it in %s)", told, store.folder / PAGE_ERROR)
-    return found
-
-
-def _draw(store: SweepStore) -> None:
-    view = read_view(store)
-    write_text(store.folder / "front.html", sweep_page(view))
-    draw_front(view, store.folder / "front.png")
-    (store.folder / PAGE_ERROR).unlink(missing_ok=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from service.baseline import Baseline
+from service.launched import Launched
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import (
     FinetuneJob,
+    PromotedJob,
     Science,
     SupersededError,
     Tell,
@@ -22,23 +24,22 @@ from service.orchestrate.worker import (
     settle_failure,
 )
 from service.records import SweepStore, TrialRecord, write_text
-from service.spec import SweepSpec
 from trainables.api import ReferenceRecord
-from trainables.config import TrialConfig
+from trainables.config import BenchConfig
 from trainables.errors import BitfrontError, ConfigError
 
 # A nested trainer waits for its controller's checks; Ray's own two seconds make short trials long.
 HEALTH_CHECK_INTERVAL_S = "0.2"
 
 
-def run_trial_on_workers(job: TrialJob, spec: SweepSpec, *, scratch: Path) -> TrialRecord:
-    """Runs the trial inside of a Tune trial; rank 0's epochs reach Tune. Its result is read from the storage.
+def run_trial_on_workers(
+    job: TrialJob | PromotedJob, spec: Launched, *, scratch: Path, callbacks: Sequence[Any] = ()
+) -> TrialRecord:
+    """Runs the trial on its workers; rank 0's epochs reach the callbacks. Its result is read from the storage.
 
     Ray Train starts the workers again when one was lost, and cannot tell that from any other error: what another
     attempt would not mend is a result before it hears of it, and the next attempt finds it.
     """
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     store, trial_id = SweepStore(job.sweep_folder), job.begun.trial_id
 
     def work(tell: Tell, rank: int) -> None:
@@ -53,7 +54,7 @@ def run_trial_on_workers(job: TrialJob, spec: SweepSpec, *, scratch: Path) -> Tr
                 settle_failure(store, job.begun, error)
             raise
 
-    _fit(work, spec, name=f"{trial_id}-{job.begun.attempts}", scratch=scratch, callbacks=[TuneReportCallback()])
+    _fit(work, spec, name=f"{trial_id}-{job.begun.attempts}", scratch=scratch, callbacks=list(callbacks))
     record = store.result(trial_id)
     if record is None:
         raise RuntimeError("the workers ended without a result")
@@ -61,7 +62,7 @@ def run_trial_on_workers(job: TrialJob, spec: SweepSpec, *, scratch: Path) -> Tr
 
 
 def make_reference_on_workers(
-    science: Science, config: TrialConfig, spec: SweepSpec, *, store: Path, scratch: Path
+    science: Science, config: BenchConfig, spec: Launched, *, store: Path, scratch: Path
 ) -> ReferenceRecord:
     """Trains the reference on as many workers as a trial has."""
 
@@ -87,7 +88,7 @@ def make_reference_on_workers(
     return record
 
 
-def finetune_policy_on_workers(job: FinetuneJob, spec: SweepSpec, *, scratch: Path) -> None:
+def finetune_policy_on_workers(job: FinetuneJob, spec: Launched, *, scratch: Path) -> None:
     """Finetunes a policy on as many workers as a trial has."""
 
     def work(tell: Tell, rank: int) -> None:
@@ -99,7 +100,7 @@ def finetune_policy_on_workers(job: FinetuneJob, spec: SweepSpec, *, scratch: Pa
 
 def _fit(
     work: Callable[[Tell, int], None],
-    spec: SweepSpec,
+    spec: Launched,
     *,
     name: str,
     scratch: Path,
@@ -120,7 +121,9 @@ def _fit(
     trainer = TorchTrainer(
         loop,
         scaling_config=train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=train.RunConfig(
             name=name,

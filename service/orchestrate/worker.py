@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from service.baseline import Baseline, attribution_of, checkpoint_of
 from service.orchestrate.failures import failure_of
+from service.promoted import model_folder
 from service.records import SweepStore, TrialRecord, write_text
 from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.config import BenchConfig, TrialConfig
@@ -27,7 +28,7 @@ Tell = Callable[[dict[str, Any]], None]
 class Science(Protocol):
     """What a trial computes: `trainables.api`, or, to measure the service alone, something that costs nothing."""
 
-    def ensure_reference(self, config: TrialConfig, report: Report, *, store: Path) -> ReferenceRecord: ...
+    def ensure_reference(self, config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord: ...
     def run_trial(
         self, config: TrialConfig, report: Report, *, store: Path, checkpoint: Path | None = None
     ) -> TrialResult: ...
@@ -62,6 +63,21 @@ class TrialJob:
     science: Science
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromotedJob:
+    """Everything a worker needs for an attempt at the finetune of a promoted policy."""
+
+    begun: TrialRecord
+    """As it was when the attempt began."""
+    config: BenchConfig | DetectorConfig
+    policy: PolicyRecord
+    sweep_folder: Path
+    """Of the promotion."""
+    threads: int
+    """As of a trial."""
+    science: Science
+
+
 def now_ms() -> int:
     """Unix time, milliseconds."""
     return time.time_ns() // 1_000_000
@@ -74,8 +90,8 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
-    """Runs the trial and, on rank 0, writes its history, policy, picture and result.
+def run_trial(job: TrialJob | PromotedJob, *, rank: int, tell: Tell) -> TrialRecord:
+    """Runs the trial and, on rank 0, writes its history, what it found, and its result.
 
     Goes on from the trial's checkpoint. A diverged trial is a result like any other; other errors go to the caller.
     """
@@ -93,22 +109,33 @@ def run_trial(job: TrialJob, *, rank: int, tell: Tell) -> TrialRecord:
         tell({**_numbers(epoch), "seconds": seconds})
 
     try:
-        result = job.science.run_trial(
-            job.config, report, store=store.references, checkpoint=store.checkpoint(trial_id)
-        )
+        metrics, policy_hash = _computed(job, store, report, rank=rank)
     except DivergedError as error:
         record = dataclasses.replace(job.begun, state="diverged", failure="nan", error=str(error))
     else:
-        if rank == 0:
-            _save_policy(store, trial_id, result)
-        record = dataclasses.replace(
-            job.begun, state="done", metrics=result.metrics, policy_hash=result.record.policy.hash
-        )
+        record = dataclasses.replace(job.begun, state="done", metrics=metrics, policy_hash=policy_hash)
     record = dataclasses.replace(record, ended_ms=now_ms())
     if rank == 0:
         record = store.finish_trial(record)
     tell({"state": record.state, **record.metrics})
     return record
+
+
+def _computed(
+    job: TrialJob | PromotedJob, store: SweepStore, report: Report, *, rank: int
+) -> tuple[Mapping[str, float], str]:
+    """What the trial measured, and the hash of its policy."""
+    checkpoint = store.checkpoint(job.begun.trial_id)
+    if isinstance(job, PromotedJob):
+        output = model_folder(store.trial_folder(job.begun.trial_id))
+        found = job.science.finetune(
+            job.config, job.policy, report, store=store.references, checkpoint=checkpoint, output=output
+        )
+        return found.metrics, job.policy.policy.hash
+    result = job.science.run_trial(job.config, report, store=store.references, checkpoint=checkpoint)
+    if rank == 0:
+        _save_policy(store, job.begun.trial_id, result)
+    return result.metrics, result.record.policy.hash
 
 
 def _numbers(epoch: EpochReport) -> dict[str, Any]:
@@ -181,7 +208,7 @@ def finetune_policy(job: FinetuneJob, *, rank: int, tell: Tell) -> None:
         done.save(job.sweep_folder)
 
 
-def make_reference(science: Science, config: TrialConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:
+def make_reference(science: Science, config: BenchConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:
     """The reference's record, trained by this worker and its peers if need be."""
     use_threads(threads)
 

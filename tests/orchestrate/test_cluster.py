@@ -20,6 +20,7 @@ def cluster() -> Iterator[Cluster]:
     found.shutdown()
 
 
+@pytest.mark.long
 def test_a_trial_whose_node_is_lost_goes_on_on_another_one(bitfront: Bitfront, cluster: Cluster) -> None:
     lost = cluster.add_node(num_cpus=1)
     write_spec(bitfront.folder, trials=2)

@@ -34,7 +34,7 @@ limits: {limits}
 storage: {{path: st}}
 """
 KILLS = int(os.environ.get("BITFRONT_TEST_KILLS", "4"))
-TIMED = {"device_hours", "search_device_hours", "finetune_device_hours"}
+TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
 
 
 def write_spec(folder: Path, **changes: object) -> Path:
@@ -112,6 +112,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     return outcome(store)
 
 
+@pytest.mark.long
 def test_drivers_killed_at_random_moments_until_the_sweep_is_done_change_nothing(
     bitfront: Bitfront, undisturbed: list[object]
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_trial_that_is_lost_too_often_fails_with_its_class_and_can_be_run_agai
     assert [(run.info.status, run.data.tags.get("bitfront.failure")) for run in runs] == [("FINISHED", None)] * 2
 
 
+@pytest.mark.long
 def test_a_train_worker_that_is_killed_is_replaced_and_the_trial_goes_on(bitfront: Bitfront) -> None:
     write_spec(bitfront.folder, resources="{workers: 2}", epochs=6)
     store, process = begun(bitfront, epochs=2)

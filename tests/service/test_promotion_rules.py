@@ -9,8 +9,9 @@ import pytest
 from service import promotion_rules
 from service.front import Front, find_front
 from service.hypervolume import Box
-from service.promotion_rules import Gates, parse_rule, select
+from service.promotion_rules import select
 from service.records import SweepRecord, TrialRecord
+from service.rules import Gates, parse_rule
 from trainables.errors import ConfigError
 
 ALL_PASS = Gates()
