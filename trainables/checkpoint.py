@@ -1,34 +1,57 @@
-"""Where training goes on after it was cut off: one file, replaced after every epoch, exact to the last bit."""
+"""Where training goes on after it was cut off: one file, replaced after every epoch and, where that is asked for, after
+every so many steps; exact to the last bit."""
 
 from __future__ import annotations
 
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from trainables.choices import Choices
 from trainables.distributed import Workers
 from trainables.policy import BitPolicy, policy_of
 from trainables.report import Stage
 
-FORMAT = 2
+FORMAT = 3
 """Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way."""
+
+
+class Stateful(Protocol):
+    """Whatever changes during training: networks, optimisers, loss scalers, averages of weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """How far a stage has come."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps of the epoch that follows."""
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """This worker's terms, float32, summed over these steps."""
+    seconds: float = 0.0
+    """Spent on these steps, in all attempts."""
+    means: Mapping[str, float] = field(default_factory=dict)
+    """What was reported of the last finished epoch."""
 
 
 class Checkpoint:
     """The file of a trial, or of a reference: read by every worker, written by rank 0.
 
-    Holds one stage: its finished epochs, weights, optimisers and generators, with the time spent in every stage so far
-    and, once they are known, the choices and the policy. A file that cannot be read, or of another format, counts as
-    none: its epochs are computed again.
+    Holds one stage: how far it is, all that training changes, and every worker's generators, with the time spent in
+    every stage so far and, once they are known, the choices and the policy. A file that cannot be read, or of another
+    format, counts as none: its epochs are computed again.
     """
 
     def __init__(self, path: Path | None, workers: Workers) -> None:
@@ -59,15 +82,17 @@ class Checkpoint:
         """The clock stands."""
         now = time.perf_counter()
         if self._stage:
-            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._began
+            # Of all workers: the next attempt may have another number of them.
+            spent = (now - self._began) * self._workers.size
+            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + spent
         self._began, self._stage = now, ""
 
     def hours(self, stage: Stage) -> float:
-        """Device-hours of all workers in `stage`; of attempts that were cut off up to their last epoch."""
-        return self._seconds.get(stage, 0.0) / 3600 * self._workers.size
+        """Device-hours of all workers in `stage`; of attempts that were cut off up to what they had last kept."""
+        return self._seconds.get(stage, 0.0) / 3600
 
     def emptied(self) -> Checkpoint:
-        """The same file as if nothing were in it; it is written over after the first epoch."""
+        """The same file as if nothing were in it; it is written over by what is kept first."""
         fresh = Checkpoint(None, self._workers)
         fresh._path = self._path
         return fresh
@@ -77,21 +102,36 @@ class Checkpoint:
         if self._path and self._workers.rank == 0:
             self._path.unlink(missing_ok=True)
 
-    def _restore(self, stage: Stage, net: nn.Module, optimizers: Sequence[Optimizer]) -> int:
-        kept = self._kept
-        if kept.get("stage") != stage:
-            return 0
-        net.load_state_dict(kept["net"])
-        for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        torch.set_rng_state(kept["generator"])
-        if "device_generator" in kept and self._workers.device.type == "cuda":
-            torch.cuda.set_rng_state(kept["device_generator"], self._workers.device)
-        self._kept = {}
-        return int(kept["epoch"])
+    def _restore(self, stage: Stage, parts: Mapping[str, Stateful]) -> Position:
+        kept, self._kept = self._kept, {}
+        # Other parts are those of other settings.
+        if kept.get("stage") != stage or kept["parts"].keys() != parts.keys():
+            return Position()
+        for name, part in parts.items():
+            part.load_state_dict(kept["parts"][name])
+        ours = self._workers.rank % len(kept["generators"])
+        torch.set_rng_state(kept["generators"][ours])
+        if "device_generators" in kept and self._workers.device.type == "cuda":
+            torch.cuda.set_rng_state(kept["device_generators"][ours], self._workers.device)
+        return Position(**{**kept["position"], "sums": self._own_sums(kept["sums"])})
 
-    def _save(self, stage: Stage, epoch: int, net: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        if self._path is None or self._workers.rank != 0:
+    def _own_sums(self, kept: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """This worker's; with another number of workers than before, rank 0 goes on with those of all."""
+        size, rank, device = self._workers.size, self._workers.rank, self._workers.device
+        if any(len(each) != size for each in kept.values()):
+            kept = {n: [torch.stack(each).sum(0), *[torch.zeros(())] * (size - 1)] for n, each in kept.items()}
+        return {name: each[rank].to(device) for name, each in kept.items()}
+
+    def _save(self, stage: Stage, parts: Mapping[str, Stateful], position: Position) -> None:
+        """Called by all workers at once."""
+        if self._path is None:
+            return
+        gathered = self._workers.gathered
+        generators = gathered(torch.get_rng_state())
+        sums = {name: gathered(total) for name, total in position.sums.items()}
+        cuda = self._workers.device.type == "cuda"
+        on_devices = gathered(torch.cuda.get_rng_state(self._workers.device)) if cuda else []
+        if self._workers.rank != 0:
             return
         running = self._stage
         self.stop()
@@ -99,16 +139,17 @@ class Checkpoint:
         content: dict[str, Any] = {
             "format": FORMAT,
             "stage": stage,
-            "epoch": epoch,
-            "net": net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "generator": torch.get_rng_state(),
+            "position": {name: getattr(position, name) for name in ("epoch", "step", "seconds")}
+            | {"means": dict(position.means)},
+            "sums": sums,
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+            "generators": generators,
             "seconds": self._seconds,
             "policy": {"network": self.policy.network, "layers": self.policy.layers} if self.policy else None,
             "choices": self.choices.to_content() if self.choices else None,
         }
-        if self._workers.device.type == "cuda":
-            content["device_generator"] = torch.cuda.get_rng_state(self._workers.device)
+        if cuda:
+            content["device_generators"] = on_devices
         _write(self._path, content)
 
 
@@ -120,13 +161,13 @@ class StageCheckpoint:
     _stage: Stage
     _net: nn.Module
 
-    def restore(self, optimizers: Sequence[Optimizer]) -> int:
-        """Epochs of this stage that are finished; network, optimisers and generators are as they were after them."""
-        return self._checkpoint._restore(self._stage, self._net, optimizers)
+    def restore(self, parts: Mapping[str, Stateful]) -> Position:
+        """How far this stage has come; network, `parts` and generators are as they were then."""
+        return self._checkpoint._restore(self._stage, {"net": self._net, **parts})
 
-    def save(self, epoch: int, optimizers: Sequence[Optimizer]) -> None:
-        """Keeps the state after `epoch` finished epochs."""
-        self._checkpoint._save(self._stage, epoch, self._net, optimizers)
+    def save(self, parts: Mapping[str, Stateful], position: Position) -> None:
+        """Keeps the state at `position`, which is the same on all workers."""
+        self._checkpoint._save(self._stage, {"net": self._net, **parts}, position)
 
 
 def _read(path: Path) -> dict[str, Any]:

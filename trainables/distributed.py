@@ -40,6 +40,21 @@ class Workers:
             dist.all_reduce(values)
         return values
 
+    def gathered(self, values: Tensor) -> list[Tensor]:
+        """Every worker's `values`, of the same shape on all, on the CPU."""
+        if self.size == 1:
+            return [values.cpu()]
+        values = values.to(self.device)
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values)
+        return [each.cpu() for each in found]
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Gives `net` rank 0's buffers on all workers, which each have run their own shares of the batches."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
 
 def make_repeatable(seed: int) -> None:
     """Same seed, same machine, same threads: same numbers, bit for bit."""

@@ -12,13 +12,13 @@ from trainables.attribution import Attribution, at_size, entropy, random_rank_di
 from trainables.config import EvaluationConfig
 from trainables.data.splits import Batch
 from trainables.distributed import Workers
-from trainables.training import Batches
+from trainables.stepping import Batches
 
 TOP_K = 5
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, batches: Batches, workers: Workers) -> dict[str, float]:
+def accuracy(net: nn.Module, batches: Batches[Batch], workers: Workers) -> dict[str, float]:
     """top1 and top5: shares of images whose label's logit is the largest, or among the five largest, percent.
 
     Over all workers' batches. Of five classes or fewer top5 says nothing, and is left out.
@@ -38,7 +38,7 @@ def accuracy(net: nn.Module, batches: Batches, workers: Workers) -> dict[str, fl
     return found | {"top5": 100.0 * five / of_five} if of_five else found
 
 
-def top1(net: nn.Module, batches: Batches, workers: Workers) -> float:
+def top1(net: nn.Module, batches: Batches[Batch], workers: Workers) -> float:
     """Share of images whose largest logit is their label's, percent, over all workers' batches."""
     return accuracy(net, batches, workers)["top1"]
 
@@ -65,7 +65,7 @@ def as_compared(maps: Tensor, *, image_size: int, config: EvaluationConfig) -> T
 def compare_attribution(
     quantized: nn.Module,
     theirs_of: Callable[[Batch], Tensor],
-    batches: Batches,
+    batches: Batches[Batch],
     workers: Workers,
     config: EvaluationConfig,
 ) -> AttributionScore:

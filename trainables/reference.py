@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,10 +24,12 @@ from trainables.evaluation import top1
 from trainables.folders import published
 from trainables.models import build_network
 from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
+from trainables.stepping import Batches, TrainingPlan
 from trainables.supernet import Roles, assign_roles
-from trainables.training import Batches, TrainingPlan, cosine, train
+from trainables.training import cosine, train
 
 PROBE_IMAGES = 8
+CALIBRATION_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,18 @@ class Bench:
     store: Path | None = None
     """Folder of the references; None where the reference is in none."""
 
-    def training_batches(self, epoch: int, batch_size: int) -> Batches:
+    def training_batches(self, epoch: int, batch_size: int) -> Batches[Batch]:
         """This worker's share of an epoch's training batches."""
         return _training_batches(self.config, self.data, self.workers, epoch=epoch, batch_size=batch_size)
 
-    def validation_batches(self) -> Batches:
+    def calibration_images(self, batch_size: int) -> Tensor:
+        """Of the first training batch on the device, at most CALIBRATION_IMAGES: the same for any number of workers."""
+        parts = math.ceil(batch_size / CALIBRATION_IMAGES)
+        alone = replace(self.workers, rank=0, size=parts)
+        first = next(iter(_training_batches(self.config, self.data, alone, epoch=0, batch_size=batch_size)))
+        return first.images.to(self.workers.device)
+
+    def validation_batches(self) -> Batches[Batch]:
         """This worker's share of the validation images."""
         return _validation_batches(self.config, self.data, self.workers)
 
@@ -116,6 +126,7 @@ def train_reference(
     model = workers.wrap(net)
     plan = TrainingPlan(
         epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
         batches=lambda epoch: _training_batches(
             config, data, workers, epoch=epoch, batch_size=recipe.batch_size, seed=recipe.seed
         ),
@@ -145,7 +156,7 @@ def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
 
 def _training_batches(
     config: BenchConfig, data: DataSplits, workers: Workers, *, epoch: int, batch_size: int, seed: int | None = None
-) -> Batches:
+) -> Batches[Batch]:
     return loader(
         data.train,
         batch_size=batch_size,
@@ -158,7 +169,7 @@ def _training_batches(
     )
 
 
-def _validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches:
+def _validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches[Batch]:
     return loader(
         data.validation,
         batch_size=config.evaluation.batch_size,
@@ -188,7 +199,7 @@ def load_bench(config: BenchConfig, *, store: Path, checkpoint: Path | None = No
             "give the changed network another name, or remove the folder."
         ) from None
     bench = make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
-    return dataclasses.replace(bench, store=store)
+    return replace(bench, store=store)
 
 
 def make_bench(

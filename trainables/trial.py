@@ -113,6 +113,7 @@ def _finetuned(bench: Bench, policy: BitPolicy, report: Report) -> tuple[Finetun
         "attribution_pixels": float(found.attribution.pixels),
         "reference_top1": bench.record.top1,
         **all_costs(policy, bench.costs),
+        "images_per_s": found.images_per_s,
         "finetune_device_hours": hours,
         "device_hours": hours,
     }

@@ -43,7 +43,7 @@ resources: {resources}
 gallery: {gallery}
 storage: {{path: st}}
 """
-TIMED = {"device_hours", "search_device_hours", "finetune_device_hours"}
+TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
 
 
 def spec_of(folder: Path, **changes: object) -> SweepSpec:

@@ -21,8 +21,9 @@ from trainables.methods.loop import Generalisation, make_objective, make_optimiz
 from trainables.quantizers.layers import calibrate
 from trainables.reference_maps import AskedMaps, MapSetting
 from trainables.risks import complexity_risk
+from trainables.stepping import TrainingPlan
 from trainables.supernet import Supernet, assign_roles, build_supernet
-from trainables.training import TrainingPlan, cosine, train
+from trainables.training import cosine, train
 
 Bits = tuple[tuple[int, int], ...]
 
@@ -99,6 +100,7 @@ def search_and_brute_force(widths: tuple[int, int], zeta: float) -> tuple[Bits, 
     supernet = fresh()
     plan = TrainingPlan(
         epochs=config.epochs,
+        batch_size=512,
         batches=lambda epoch: [batch],
         optimizers=make_optimizers(supernet, config),
         lr_factor=cosine(config.epochs),

@@ -26,7 +26,8 @@ from trainables.errors import DivergedError, StorageError
 from trainables.finetune_config import FinetuneConfig
 from trainables.methods.loop import new_supernet
 from trainables.quantizers.pact import CLIP_START
-from trainables.training import TrainingPlan, at_shares, cosine, every, train
+from trainables.stepping import TrainingPlan
+from trainables.training import at_shares, cosine, every, train
 
 ALONE = Workers(0, 1, torch.device("cpu"))
 TINY = TrialConfig(
@@ -70,6 +71,7 @@ def test_the_loop_is_plain_gradient_descent_on_the_loss_with_the_scheduled_rate(
     batches = [batch_of(torch.ones(2, 1)), batch_of(torch.ones(2, 1) * 2)]
     plan = TrainingPlan(
         epochs=2,
+        batch_size=2,
         batches=lambda epoch: batches,
         optimizers=[torch.optim.SGD(weight.parameters(), lr=0.1)],
         lr_factor=lambda progress: 1 / (1 + progress),
@@ -99,6 +101,7 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name() -> None:
     net = nn.Linear(1, 1)
     plan = TrainingPlan(
         epochs=3,
+        batch_size=2,
         batches=lambda epoch: [batch_of(torch.ones(2, 1))],
         optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)],
         lr_factor=cosine(3),
@@ -168,7 +171,7 @@ def test_the_same_seed_gives_the_same_policy_and_metrics_bit_for_bit(store: Path
     first = run_trial(config, quiet, store=store)
     torch.rand(17)
     again = run_trial(config, quiet, store=store)
-    timed = {"device_hours", "search_device_hours", "finetune_device_hours"}
+    timed = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
     assert first.record == again.record
     assert {k: v for k, v in first.metrics.items() if k not in timed} == {
         k: v for k, v in again.metrics.items() if k not in timed

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -122,6 +122,12 @@ class _Loader(DataLoader["Batch | BitfrontError"]):
                 raise found
             yield found
 
+    def after(self, steps: int) -> Iterator[Batch]:
+        """The batches that follow the first `steps`, which are not made."""
+        whole = cast(_Batches, self.dataset)
+        rest = _Batches(whole.images, whole.shares[steps:], whole.draws)
+        return iter(_Loader(rest, batch_size=None, num_workers=self.num_workers, generator=self.generator))
+
 
 def loader(
     images: ImageSet,
@@ -136,9 +142,9 @@ def loader(
 ) -> _Loader:
     """Batches of one epoch for the worker `rank`; `batch_size` counts the images of all workers together.
 
-    Training (`shuffle`): new order each epoch, augmented, a last incomplete batch is dropped, and every worker gets the
-    same number of images. Evaluation: in order, nothing dropped, each image with exactly one worker, which may get
-    fewer batches than another.
+    Training (`shuffle`): new order each epoch, augmented, a last incomplete batch is dropped, and the workers' shares
+    of a batch differ by at most one image. Evaluation: in order, nothing dropped, each image with exactly one worker,
+    which may get fewer batches than another.
     """
     _check_shares(len(images), batch_size=batch_size, world_size=world_size, training=shuffle)
     random = torch.Generator().manual_seed(_mix(seed, epoch))
@@ -157,11 +163,6 @@ def loader(
 
 
 def _check_shares(count: int, *, batch_size: int, world_size: int, training: bool) -> None:
-    if training and batch_size % world_size:
-        raise ConfigError(
-            f"batch_size is {batch_size}, which {world_size} workers cannot share equally; "
-            f"give a multiple of {world_size}."
-        )
     if training and count < batch_size:
         raise ConfigError(
             f"batch_size is {batch_size}, but there are only {count} training images; give at most {count}."

@@ -1,4 +1,4 @@
-"""Short finetune of a policy on a classification set, from the reference's float weights."""
+"""Finetune of a policy on a classification set, from the reference's float weights: a trial's, and a promotion's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from trainables.data.splits import Batch
 from trainables.evaluation import AttributionScore, accuracy, compare_attribution
+from trainables.finetune.recipe import training_plan
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench
@@ -19,8 +21,9 @@ from trainables.reference_maps import MapSetting, ReferenceMaps, kept_maps
 from trainables.report import EpochReport, Report
 from trainables.sample_maps import sample_maps
 from trainables.samples import SampleMaps
+from trainables.stepping import check_precision
 from trainables.supernet import deploy
-from trainables.training import TrainingPlan, at_shares, train
+from trainables.training import train
 
 
 class Finetuned(NamedTuple):
@@ -32,39 +35,46 @@ class Finetuned(NamedTuple):
     samples: SampleMaps | None
     """Maps of a few images; None where the trial asks for none."""
     net: nn.Module
-    """As it was measured."""
+    """As it was measured: with `finetune.ema`, of averaged weights."""
+    images_per_s: float
+    """Of the last epoch's training, over all workers."""
 
 
 def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
-    """Finetunes `policy` and measures it; clips calibrated on one batch."""
+    """Finetunes `policy` and measures it; what quantisers learn is calibrated on one batch before."""
     config, workers = bench.config.finetune, bench.workers
+    check_precision(config.amp, workers.device)
     net = deploy(bench.reference, bench.costs, policy, bench.config.quantizer)
-    first = next(iter(bench.training_batches(0, config.batch_size)))
-    calibrate(net, first.images.to(workers.device))
-    net.requires_grad_(True)
+    calibrate(net, bench.calibration_images(config.batch_size))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    net.requires_grad_(True).to(memory_format=layout)
     model = workers.wrap(net)
-    score = partial(_score, net, bench, kept_maps(bench, MapSetting(), "validation"))
+    plan = training_plan(net, config, lambda epoch: bench.training_batches(epoch, config.batch_size))
+    measured = plan.average.net if plan.average else net
+    score = partial(_score, measured, bench, kept_maps(bench, MapSetting(), "validation"))
     scores: list[tuple[dict[str, float], AttributionScore]] = []
     bops_g = bench.costs.bops_g(policy)
 
     def step_terms(batch: Batch) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+        logits = model(batch.images.contiguous(memory_format=layout))
+        return {"loss": cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         scores.append(score())
         metrics = {**means, **scores[-1][0], "ard": scores[-1][1].ard, "bops_g": bops_g}
         report(EpochReport(stage="finetune", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
-    plan = TrainingPlan(
-        epochs=config.epochs,
-        batches=lambda epoch: bench.training_batches(epoch, config.batch_size),
-        optimizers=[torch.optim.Adam(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)],
-        lr_factor=at_shares(config.epochs),
-    )
     kept = bench.checkpoint.begin("finetune", net, policy=policy)
-    train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
+    last = train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     # None were made where it goes on after the last epoch.
-    return Finetuned(*(scores[-1] if scores else score()), sample_maps(net, bench), net)
+    found, attribution = scores[-1] if scores else score()
+    return Finetuned(
+        accuracy=found,
+        attribution=attribution,
+        samples=sample_maps(measured, bench),
+        net=measured,
+        images_per_s=last["images_per_s"],
+    )
 
 
 def _score(net: nn.Module, bench: Bench, theirs: ReferenceMaps) -> tuple[dict[str, float], AttributionScore]:

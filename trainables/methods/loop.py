@@ -24,8 +24,9 @@ from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
 from trainables.risks import budget_barrier, complexity_risk
+from trainables.stepping import StepTerms, TrainingPlan
 from trainables.supernet import Supernet, build_supernet
-from trainables.training import StepTerms, TrainingPlan, every, train
+from trainables.training import every, train
 
 GeneralisationTerms = Callable[[Batch, Tensor], dict[str, Tensor]]
 """(batch, logits of the supernet for it) -> terms to record; `generalisation_risk` is weighed by eta."""
@@ -78,6 +79,7 @@ def run(
 
     plan = TrainingPlan(
         epochs=config.epochs,
+        batch_size=config.batch_size,
         batches=lambda epoch: bench.training_batches(epoch, config.batch_size),
         optimizers=make_optimizers(supernet, config),
         lr_factor=every(config.lr_decay_every),
@@ -95,7 +97,7 @@ def make_objective(
     generalisation: Generalisation | None,
     *,
     limits: Mapping[str, int] | None = None,
-) -> StepTerms:
+) -> StepTerms[Batch]:
     """The terms of eq. 6 for a batch, and the barrier. `model` is the supernet's network as the workers wrap it.
 
     `limits` are what the barrier stands at (`allocate.ceilings`).
