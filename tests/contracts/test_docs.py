@@ -8,6 +8,7 @@ import pytest
 
 from service.cli import main
 from service.spec import SECTIONS, load_spec
+from service.template import PlainTemplate, RegisterConfig
 from trainables.config import METHOD_CONFIGS
 from trainables.finetune_config import FinetuneConfig
 
@@ -28,6 +29,12 @@ def test_every_whole_sweep_in_the_docs_loads(tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(block)
         assert load_spec(tmp_path / "s.yaml").trials > 0
     assert len(whole) == 1
+
+
+@pytest.mark.parametrize("kind", [PlainTemplate, RegisterConfig], ids=lambda k: k.__name__)
+def test_every_setting_of_a_template_stands_in_the_page_on_finetunes(kind: type) -> None:
+    described = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "finetune.md").read_text()))
+    assert [f.name for f in dataclasses.fields(kind) if f.name not in described] == []
 
 
 def test_every_command_stands_in_the_page_on_running() -> None:
