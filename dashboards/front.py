@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dashboards import final_table as final
 from dashboards.policies import NONE, fitted, new_table
 from dashboards.tables import short_names
 from service.comparison import Comparison
@@ -154,7 +155,8 @@ def as_report(views: Sequence[SweepView], found: Comparison, *, width: int) -> G
     lines.append(f"{better(found.objectives)}{f'; only policies with {bounds}' if bounds else ''}")
     table = member_table(found, width=width)
     notes = [*unreadable(views, found.labels), *warned(found)]
-    return Group(Text("\n".join(lines)), Text(""), table, Text(""), Text(_worth(found)), *notes)
+    finals = [part for view in views if view.final for part in (Text(""), final.as_table(view.final, width=width))]
+    return Group(Text("\n".join(lines)), Text(""), table, Text(""), Text(_worth(found)), *notes, *finals)
 
 
 def _title(view: SweepView, label: str) -> str:
@@ -258,6 +260,7 @@ def joint_as_json(views: Sequence[SweepView], found: Comparison) -> dict[str, An
                 "front": [trial.trial_id for trial in members],
                 "hypervolume": volume,
                 "device_hours": sum(view.hours.values(), 0.0),
+                **({"final": final.as_json(view.final)} if view.final else {}),
             }
             for label, view, members, volume in zip(found.labels, views, found.fronts, found.hypervolumes, strict=True)
         ],

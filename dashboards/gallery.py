@@ -61,10 +61,11 @@ def section(view: SweepView) -> str:
     if not groups:
         # Without maps there is nothing to tell, unless some were there.
         return _whole("", notes) if lost or len(notes) > bool(missing) else ""
-    random, told = _random(view)
+    # A promotion has none: it does not choose policies.
+    random, told = (None, "") if view.final else _random(view)
     if random:
         groups = [_with_random(group, random) for group in groups]
-    if told or not any(group.random for group in groups):
+    if told or not (view.final or any(group.random for group in groups)):
         notes.append(told or "The random policy was drawn for a trial that is not shown.")
     if len(view.found.members) > MOST_POLICIES:
         notes.append(f"Shown are the knee and others along the front, {len(shown)} of {len(view.found.members)}.")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dashboards.final_table import columns, correlation_words, found_by, hours_words
 from dashboards.front import COLUMNS, better, counts
+from service.final_table import FinalTable
 from service.front import Front
 from service.pareto import METRICS
 from service.records import SweepRecord, TrialRecord
@@ -29,6 +31,7 @@ def as_note(
     device_hours: float,
     links: Mapping[str, str],
     pictures: Mapping[str, str],
+    final: FinalTable | None = None,
 ) -> str:
     """The note of a sweep's run.
 
@@ -36,13 +39,16 @@ def as_note(
         device_hours: of all ended trials.
         links: by trial, the address of its run within MLflow's pages.
         pictures: addresses by caption.
+        final: of a promotion, whose table stands in the place of the front's.
     """
     drawn = [f"![{caption}]({address})" for caption, address in pictures.items()]
     before = [*_summary(sweep, found, links), *_facts(sweep, found, device_hours), *drawn[:1]]
     after = [*drawn[1:], *_where(sweep)]
+    rows = len(final.rows) if final else len(found.members)
     # The table takes what room is left, and is never cut within a row.
-    for count in range(min(len(found.members), MAX_ROWS), -1, -1):
-        text = "\n\n".join(part for part in (*before, *_table(found, links, count), *after) if part) + "\n"
+    for count in range(min(rows, MAX_ROWS), -1, -1):
+        table = _final(final, links, count) if final else _table(found, links, count)
+        text = "\n\n".join(part for part in (*before, *table, *after) if part) + "\n"
         if len(text) <= LIMIT:
             return text
     return text[:LIMIT]
@@ -113,6 +119,30 @@ def _table(found: Front, links: Mapping[str, str], count: int) -> list[str]:
         "**Pareto front**, cheapest first: " + better(found.objectives) + "; ◆ is the knee",
         "\n".join(lines),
         *more,
+    ]
+
+
+def _final(final: FinalTable, links: Mapping[str, str], count: int) -> list[str]:
+    """The first `count` rows of the final table, and what its numbers are."""
+    shown = columns(final)
+    heads = ["policy", "found by", *(column.head for column in shown)]
+    rows = [
+        [
+            f"{_link(row.trial, links, row.policy_hash[:10])}{' ◆' if row.is_knee else ''}",
+            found_by(row, most=1),
+            *(column.text(row) for column in shown),
+        ]
+        for row in final.rows[:count]
+    ]
+    lines = [_row(heads), _row(["---"] * len(heads), gap=""), *map(_row, rows)] if rows else []
+    rest = len(final.rows) - count
+    more = [f"… and {rest} more in `final.md`"] if rest else []
+    return [
+        "**Promoted policies**, cheapest first; ◆ is the knee",
+        "\n".join(lines),
+        *more,
+        hours_words(final),
+        correlation_words(final),
     ]
 
 

@@ -9,6 +9,7 @@ from dashboards import gallery
 from dashboards.page_compare import compare_page
 from dashboards.page_shell import Figure, Section, document, links_of, with_links
 from dashboards.plots_bits import bits_section
+from dashboards.plots_final import final_section, transfer_section
 from dashboards.plots_front import CIVIDIS, front_content, front_section, scale
 from dashboards.plots_space import importance_section, lines_scales, space_section
 from dashboards.plots_spend import ard_section, hypervolume_section, spend_section
@@ -35,18 +36,31 @@ def linked_as(page: str, stored: Path) -> str:
     return with_links(page, base=base, runs=runs)
 
 
+def _search(view: SweepView) -> list[tuple[Section, dict[str, Figure]]]:
+    of = (hypervolume_section, space_section, importance_section, bits_section, ard_section, spend_section)
+    return [section_of(view) for section_of in of]
+
+
+def _promotion(view: SweepView) -> list[tuple[Section, dict[str, Figure]]]:
+    """Nothing was searched: there is no space, and no trial more would bring a better front."""
+    has_ard = any("ard" in trial.metrics for trial in view.found.done)
+    return [
+        *filter(None, (final_section(view), transfer_section(view))),
+        bits_section(view),
+        *([ard_section(view)] if has_ard else []),
+        spend_section(view),
+    ]
+
+
 def sweep_page(view: SweepView) -> str:
     """The page of one sweep. `with_links` adds the addresses of its runs."""
     trials = done_trials(view)
     sections: list[Section | str] = [front_section(view, trials)]
     figures: dict[str, Figure] = {}
-    for section_of in (
-        hypervolume_section, space_section, importance_section, bits_section, ard_section, spend_section,
-    ):  # fmt: skip
-        section, drawn = section_of(view)
+    for section, drawn in _promotion(view) if view.final else _search(view):
         sections.append(section)
         figures |= drawn
-    sections.append(gallery.section(view) or NO_GALLERY)
+    sections.append(gallery.section(view) or ("" if view.final else NO_GALLERY))
     content = {
         "trials": columns(trials),
         "front": front_content(view.found, view.sweep, trials) if trials else None,

@@ -19,6 +19,7 @@ from service.pareto import Objective
 from service.records import TrialRecord
 from service.spend import Spend, TrialSpend, spend
 from service.view import SweepView
+from trainables.report import Stage
 
 BLUE, ORANGE, PINK = series(0), series(1), series(3)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,7px")
@@ -177,27 +178,42 @@ def spend_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     found = spend(view)
     if not found.total:
         return Section(**title, intro="No trial has told of an epoch yet: nothing is spent.", body=""), {}
-    intro = (
-        "Device-hours of each trial, from its first epoch to its last. Hours of trials that ended without a policy "
-        "(pruned, diverged or failed) are grey: early stopping wants the bars of these to be short."
-    )
+    intro = "Device-hours of each trial, from its first epoch to its last. "
+    if view.final:
+        intro += "Those of trials that ended without a result (diverged or failed) are grey."
+    else:
+        intro += (
+            "Hours of trials that ended without a policy (pruned, diverged or failed) are grey: early stopping wants "
+            "the bars of these to be short."
+        )
     per_point = f"{found.per_front_point:.4g} device-h" if found.per_front_point is not None else ""
     going = sum(one.hours for one in found.trials if _going(one))
     shares = ", ".join(f"{100 * share:.0f} % {state}" for state, share in found.by_state.items())
     numbers = facts(
         (
             ("all trials", f"{found.total:.4g} device-h"),
-            ("search, with a policy", f"{sum(one.search for one in found.trials if _useful(one)):.4g} device-h"),
-            ("finetune, with a policy", f"{sum(one.finetune for one in found.trials if _useful(one)):.4g} device-h"),
+            ("search, with a policy", "" if view.final else f"{_useful_hours(found, 'search'):.4g} device-h"),
+            ("finetune, with a policy", f"{_useful_hours(found, 'finetune'):.4g} device-h"),
             ("in trials that have not ended", f"{going:.4g} device-h" if going else ""),
-            ("without a policy", f"{found.cut_off:.4g} device-h"),
-            ("for each point of the front", per_point),
+            ("without a result" if view.final else "without a policy", f"{found.cut_off:.4g} device-h"),
+            ("for each point of the front", "" if view.final else per_point),
+            ("the searches, whole sweeps", _searches(view)),
             ("references, shared", f"{found.references:.4g} device-h" if found.references else ""),
             ("by state of the trial", shares),
         )
     )
     place = figure_place("spend", height=340, label="Device-hours by trial")
     return Section(**title, intro=intro, body=numbers + place), {"spend": _spend_bars(found)}
+
+
+def _useful_hours(found: Spend, stage: Stage) -> float:
+    return sum(one.search if stage == "search" else one.finetune for one in found.trials if _useful(one))
+
+
+def _searches(view: SweepView) -> str:
+    """The device-hours that found the policies of a promotion, where they are known."""
+    hours = view.final.search_hours if view.final and view.final.searches else None
+    return "" if hours is None else f"{hours:.4g} device-h"
 
 
 def _useful(one: TrialSpend) -> bool:

@@ -22,6 +22,7 @@ def sweep_facts(view: SweepView) -> list[tuple[str, str]]:
     objectives = ", ".join(f"{o.label} {'↑' if o.direction == 'max' else '↓'}" for o in view.found.objectives)
     return [
         *((key, value) for key, value in sweep.facts.items() if key != "trials"),
+        ("policies found by", ", ".join(one.name for one in view.final.searches) if view.final else ""),
         ("owner", sweep.owner),
         ("tags", ", ".join(f"{key}: {value}" for key, value in sweep.tags.items())),
         ("trials", counts(view.sweep, view.found)),

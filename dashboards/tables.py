@@ -15,6 +15,8 @@ class Cell(NamedTuple):
     """The number that `text` shows; None for words."""
     trial: str = ""
     """Id of the trial that a click selects, and whose run is linked."""
+    runs: tuple[str, ...] = ()
+    """Keys of further runs that are linked behind the text."""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str) -> str:
@@ -58,6 +60,9 @@ def _cell(cell: Cell) -> str:
     if cell.trial:
         inner = f'<button type="button" class="trial" data-trial="{_escape(cell.trial)}">{_escape(cell.text)}</button>'
         return f'<td data-value="{cell.value}">{inner}<span class="run" data-run="{_escape(cell.trial)}"></span></td>'
+    if cell.runs:
+        places = " ".join(f'<span class="run" data-run="{_escape(key)}"></span>' for key in cell.runs)
+        return f'<td class="words">{_escape(cell.text)} {places}</td>'
     if cell.value is None:
         return f'<td class="words">{_escape(cell.text)}</td>'
     return f'<td data-value="{cell.value:.9g}">{_escape(cell.text)}</td>'

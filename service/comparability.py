@@ -95,11 +95,22 @@ def _of_sweeps(views: Sequence[SweepView], labels: Sequence[str], objectives: Se
     if len(set(theirs)) > 1:
         common = _listed(o.name for o in objectives)
         found.append(f"The sweeps have different objectives; compared are {common} ({_told(theirs, labels)}).")
+    recipes = [_recipe(view) for view in views]
+    if len(set(recipes)) > 1:
+        found.append(
+            f"The policies were finetuned by different recipes, and accuracies show it ({_told(recipes, labels)})."
+        )
     bounds = [" and ".join(view.sweep.constraints) for view in views]
     if len(set(bounds)) > 1:
         told = _told(bounds, labels)
         found.append(f"The sweeps have different constraints, and only policies within them count ({told}).")
     return found
+
+
+def _recipe(view: SweepView) -> str:
+    """How the policies were finetuned; that of searches is among their trials' settings, and not looked at here."""
+    promoted = view.sweep.kind == "finetune"
+    return f"promotion, recipe {view.sweep.facts.get('recipe', '?')}" if promoted else "as their search has it"
 
 
 def _listed(texts: Iterable[str]) -> str:

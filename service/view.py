@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from service.final_table import FinalTable, final_table
 from service.front import Front, find_front
 from service.records import SweepRecord, SweepStore, TrialRecord
 from service.space import Domain, parse_domain
@@ -35,6 +36,8 @@ class SweepView:
     """By member of the front, why its policy file cannot be read: it is damaged, or of another version."""
     space: Mapping[str, Domain] = field(default_factory=dict)
     """What the trials vary, as far as the sweep's file can still be read."""
+    final: FinalTable | None = None
+    """Of a promotion."""
 
 
 def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints: Sequence[str] = ()) -> SweepView:
@@ -59,6 +62,7 @@ def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints:
         hours={trial_id: sum(hours.values()) for trial_id, hours in stages.items()},
         stage_hours=stages,
         space=_space(store.folder / "spec.yaml"),
+        final=final_table(store) if sweep.kind == "finetune" else None,
     )
 
 
