@@ -72,14 +72,14 @@ def promote_finished(
     ctx: click.Context, store: SweepStore, template: Template, config: PromoteConfig, address: str
 ) -> NoReturn:
     """The promotion that a sweep's own YAML asks for; ends the command."""
-    from service import promotion_report
     from service.orchestrate.worker import now_ms
     from service.promotion import enrol
     from service.promotion_plan import plan_promotion
+    from service.promotion_report import as_text
     from service.rules import parse_rule
 
     plan = plan_promotion(template, store, parse_rule(config.rule), config.gates)
-    click.echo(promotion_report.as_text(plan))
+    click.echo(as_text(plan))
     drive_promotion(ctx, enrol(template, store.folder.parent, plan.candidates, now_ms=now_ms()), address)
 
 

@@ -60,9 +60,10 @@ def promote(
     Exit status: 0 when every promoted policy is finetuned, 1 when one is not, 2 when nothing was run, 130 when it was
     interrupted or stopped on request before its end.
     """
-    from service import promotion_report
     from service.preflight import check_promotion
     from service.promotion_plan import plan_promotion
+    from service.promotion_report import as_json as to_json
+    from service.promotion_report import as_text
     from service.rules import Gates, parse_rule
     from service.sweeps import find_sweep
     from service.template import load_template
@@ -75,9 +76,9 @@ def promote(
     check_promotion(template, sweep.folder.parent, elsewhere=bool(address))
     plan = plan_promotion(template, sweep, parse_rule(rule), gates, trials=trials)
     if as_json:
-        click.echo(json.dumps(promotion_report.as_json(plan), indent=2))
+        click.echo(json.dumps(to_json(plan), indent=2))
     else:
-        click.echo(promotion_report.as_text(plan))
+        click.echo(as_text(plan))
     if dry_run:
         return
     from service.orchestrate.worker import now_ms

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dashboards.final_table import write_final
 from dashboards.front import as_json, as_markdown
 from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
@@ -135,6 +136,8 @@ def publish(store: SweepStore, *, page: bool) -> Front:
     found = find_front(store.trials(), sweep)
     write_json(store.folder / "front.json", as_json(sweep, found))
     write_text(store.folder / "front.md", as_markdown(sweep, found))
+    if sweep.kind == "finetune":
+        write_final(store)
     if page:
         try:
             _draw(store)
