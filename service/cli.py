@@ -229,11 +229,13 @@ def _size(address: str) -> tuple[float, float]:
 
 
 @main.command()
-def schema() -> None:
+@click.option("--finetune", is_flag=True, help="Of a finetune template.")
+def schema(finetune: bool) -> None:
     """Print the JSON Schema of a sweep's YAML, for editors."""
-    from service.schema import schema as make_schema
+    from service.schema import schema as sweep_schema
+    from service.schema import template_schema
 
-    click.echo(json.dumps(make_schema(), indent=2))
+    click.echo(json.dumps(template_schema() if finetune else sweep_schema(), indent=2))
 
 
 @main.command()

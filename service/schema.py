@@ -12,10 +12,13 @@ import textwrap
 from functools import cache
 from typing import Any
 
+from service import template
 from service.pareto import SEARCHED
 from service.settings import PlainConfig
 from service.space import KINDS
 from service.spec import SECTIONS
+from service.template import TASK_SECTIONS as TASKS
+from service.template import PlainTemplate
 from service.validate import adapter
 from service.varied import SUBJECTS, VARIABLE, is_list, settings_of
 from trainables.config import METHOD_CONFIGS
@@ -28,6 +31,7 @@ PLAIN_WORDS = {
     "description": "What the sweep is for.",
     "epochs": "Passes over the training images.",
     "experiment": "MLflow's experiment, under which the sweep is listed.",
+    "format": "How the data set lies on the disk.",
     "gpus_per_worker": "GPUs of each worker.",
     "lr": "Learning rate.",
     "momentum": "Momentum of the optimiser.",
@@ -47,6 +51,7 @@ WORDS = {
 ENDLESS = ("loguniform", "uniform")
 """Ranges of endlessly many values, of which a space has none for networks and data sets."""
 SCALAR = {"type": ["boolean", "number", "string"]}
+BASE = "A file that this one is based on, relative to it: what is not written here is as it is there."
 VARIED = "Its content is what every trial has; a setting that the space varies stands there instead."
 
 
@@ -71,7 +76,7 @@ def schema() -> dict[str, Any]:
     properties["space"] = _space()
     properties["base"] = {
         "type": "string",
-        "description": "A file that this one is based on, relative to it: what is not written here is as it is there.",
+        "description": BASE,
     }
     properties["smoke"] = _smoke(properties)
     return {
@@ -84,6 +89,40 @@ def schema() -> dict[str, Any]:
         "if": {"not": {"required": ["base"]}},
         "then": _needed(),
         "$defs": {**methods, "range": _range(), "value": SCALAR},
+    }
+
+
+def template_schema() -> dict[str, Any]:
+    """The schema of a finetune template."""
+    properties = _object(PlainTemplate, ())["properties"]
+    properties["name"]["description"] = "Name of the promotion and of its folder: a-z, 0-9, '.', '_' and '-'."
+    properties |= {name: _object(kind, (name,)) for name, kind in template.SECTIONS.items()}
+    properties["base"] = {"type": "string", "description": BASE}
+    tasks = {task: {name: _object(kind, (name,)) for name, kind in kinds.items()} for task, kinds in TASKS.items()}
+    changed = [name for name in properties if name not in ("name", "base")]
+    sections: dict[str, Any] = {name: {} for kinds in tasks.values() for name in kinds}
+    properties["smoke"] = {
+        "description": "What `--smoke` changes, for a short run on a machine at hand.",
+        "type": "object",
+        "properties": {name: {"$ref": f"#/properties/{name}"} for name in changed} | sections,
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Bitfront finetune template",
+        "description": "How policies that a sweep has found are finetuned.",
+        "type": "object",
+        "properties": properties,
+        "required": ["name"],
+        "if": {"properties": {"task": {"const": "detection"}}, "required": ["task"]},
+        "then": {"properties": tasks["detection"]},
+        # What a template is based on may say that it is for detection.
+        "else": {
+            "if": {"not": {"required": ["base"]}},
+            "then": {"properties": tasks["classification"]},
+            "else": {"properties": sections},
+        },
+        "unevaluatedProperties": False,
     }
 
 

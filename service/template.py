@@ -58,6 +58,7 @@ class PlainTemplate:
 
     name: str
     task: Task = "classification"
+    """What the network is finetuned to do; each has sections of its own."""
     seed: int = 0
     description: str = ""
     owner: str = ""

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
+from service.schema import template_schema
 from service.template import load_template
 from trainables.config import BenchConfig
 from trainables.detector_config import DetectorConfig
@@ -42,6 +45,22 @@ def policy(settings: dict[str, str]) -> PolicyRecord:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_shipped_template_loads(path: Path) -> None:
     assert load_template(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_shipped_template_is_right_by_the_schema(path: Path) -> None:
+    Draft202012Validator(template_schema()).validate(yaml.safe_load(path.read_text().replace("1e-", "1.0e-")))
+
+
+def test_the_schema_knows_which_task_has_which_keys() -> None:
+    check = Draft202012Validator(template_schema())
+    Draft202012Validator.check_schema(template_schema())
+    assert check.is_valid(yaml.safe_load(PLAIN))
+    assert check.is_valid(yaml.safe_load(BOXES))
+    assert not check.is_valid(yaml.safe_load(PLAIN + "detector: {name: ssd300_vgg16}\n"))
+    assert not check.is_valid(yaml.safe_load(BOXES + "reference: {epochs: 1}\n"))
+    assert not check.is_valid(yaml.safe_load(PLAIN + "method: {name: gmpq}\n"))
+    assert not check.is_valid(yaml.safe_load(PLAIN.replace("epochs: 2", "quantizer: lqs")))
 
 
 def test_the_quantiser_is_the_one_that_was_searched_with_unless_another_is_named(tmp_path: Path) -> None:
