@@ -17,6 +17,7 @@ from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.survey_report import (
+    FinetuneSurvey,
     Reach,
     StepTimes,
     Survey,
@@ -29,6 +30,7 @@ from trainables.survey_report import (
 __all__ = [
     "EpochReport",
     "FinetuneResult",
+    "FinetuneSurvey",
     "Reach",
     "ReferenceRecord",
     "Report",
@@ -46,6 +48,7 @@ __all__ = [
     "reference_hours",
     "run_trial",
     "survey",
+    "survey_finetune",
     "surveys",
     "time_steps",
     "times",
@@ -151,6 +154,21 @@ def surveys(configs: Sequence[TrialConfig]) -> list[Survey]:
     from trainables import survey as counted
 
     return counted.surveys(configs)
+
+
+def survey_finetune(
+    config: BenchConfig | DetectorConfig, policy: PolicyRecord, *, threads: int, workers: int = 1
+) -> FinetuneSurvey:
+    """Costs of a policy on the network and data of `config`, and the device-hours of its finetune. Trains nothing.
+
+    A few steps are timed on this machine's device. Raises a BitfrontError for what would fail later: layers that do not
+    match, data, batches, weights, tiny maps.
+    """
+    from trainables import survey_finetune as surveyed
+
+    if isinstance(config, DetectorConfig):
+        raise ConfigError("detectors cannot be finetuned yet; give settings of a classification finetune.")
+    return surveyed.survey_finetune(config, policy, threads=threads, workers=workers)
 
 
 def time_steps(config: TrialConfig, *, threads: int, workers: int = 1) -> StepTimes:

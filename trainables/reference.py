@@ -19,10 +19,11 @@ from trainables.counting import measure
 from trainables.data import load_data
 from trainables.data.splits import Batch, DataSplits, loader
 from trainables.distributed import Workers, make_repeatable
-from trainables.errors import StorageError
+from trainables.errors import ConfigError, StorageError
 from trainables.evaluation import top1
 from trainables.folders import published
 from trainables.models import build_network
+from trainables.pretrained import Begun, begin_with, digest_of
 from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
 from trainables.stepping import Batches, TrainingPlan
 from trainables.supernet import Roles, assign_roles
@@ -72,6 +73,23 @@ def fresh_network(config: BenchConfig, data: DataSplits) -> nn.Module:
     return build_network(config.network.name, num_classes=data.num_classes, image_size=config.data.image_size)
 
 
+def starting_network(config: BenchConfig, data: DataSplits) -> tuple[nn.Module, Begun]:
+    """The network with the weights that its reference starts from, on the CPU.
+
+    Raises ConfigError where these are taken as they are and have a head for another number of classes.
+    """
+    net, weights = fresh_network(config, data), config.reference.weights
+    if not weights:
+        return net, Begun("", ())
+    begun = begin_with(net, weights, network=config.network.name, image_size=config.data.image_size)
+    if begun.fresh and not config.reference.epochs:
+        raise ConfigError(
+            f"reference.epochs is 0, but the head in reference.weights ({begun.fresh[0]}) is not for the "
+            f"{data.num_classes} classes of {data.name}; give epochs to train a fresh one, or weights for them."
+        )
+    return net, begun
+
+
 def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord:
     """The reference's record; trains it where `store`/<key> does not hold it yet. Checks the network in any case.
 
@@ -84,17 +102,20 @@ def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> Ref
     checkpoint = Checkpoint(store / f".{config.reference_key}.checkpoint.pt", workers)
     known = ReferenceRecord.find(store, config.reference_key)
     if known is not None:
+        _check_unchanged(config, known, store)
         checkpoint.remove()
         return known
     make_repeatable(config.reference.seed)
     checkpoint.watch("reference")
-    net, score = train_reference(config, data, workers, report, checkpoint)
+    net, begun, score = train_reference(config, data, workers, report, checkpoint)
     checkpoint.stop()
     record = ReferenceRecord(
         key=config.reference_key,
         top1=score,
         device_hours=checkpoint.hours("reference"),
         data_fingerprint=data.fingerprint,
+        weights=begun.digest,
+        fresh=begun.fresh,
     )
     if workers.rank == 0:
         with published(store / record.key) as folder:
@@ -102,6 +123,18 @@ def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> Ref
             (folder / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
     checkpoint.remove()
     return record
+
+
+def _check_unchanged(config: BenchConfig, known: ReferenceRecord, store: Path) -> None:
+    """Raises StorageError where the file of weights is another one now; one that has gone is not needed any more."""
+    weights = config.reference.weights
+    path = Path(weights).expanduser()
+    if weights in ("", "torchvision") or not path.is_file() or digest_of(path) == known.weights:
+        return
+    raise StorageError(
+        f"reference.weights: {path} has changed since {store / known.key} began with it; put the old file back, give "
+        "the new one another name, or remove that folder to train anew."
+    )
 
 
 def _check_network(config: BenchConfig, data: DataSplits, workers: Workers) -> None:
@@ -119,10 +152,11 @@ def _probe(data: DataSplits, workers: Workers) -> Tensor:
 
 def train_reference(
     config: BenchConfig, data: DataSplits, workers: Workers, report: Report, checkpoint: Checkpoint
-) -> tuple[nn.Module, float]:
-    """The network after its recipe, and its validation top-1 (percent); goes on from `checkpoint`."""
+) -> tuple[nn.Module, Begun, float]:
+    """The network after its recipe, what it began with, its validation top-1 (percent); goes on from `checkpoint`."""
     recipe = config.reference
-    net = fresh_network(config, data).to(workers.device)
+    net, begun = starting_network(config, data)
+    net.to(workers.device)
     model = workers.wrap(net)
     plan = TrainingPlan(
         epochs=recipe.epochs,
@@ -145,7 +179,7 @@ def train_reference(
 
     kept = checkpoint.begin("reference", net)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
-    return net, scores[-1] if scores else top1(net, _validation_batches(config, data, workers), workers)
+    return net, begun, scores[-1] if scores else top1(net, _validation_batches(config, data, workers), workers)
 
 
 def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
@@ -200,6 +234,13 @@ def load_bench(config: BenchConfig, *, store: Path, checkpoint: Path | None = No
         ) from None
     bench = make_bench(config, data, net, record, Checkpoint(checkpoint, workers), workers=workers)
     return replace(bench, store=store)
+
+
+def untrained_bench(config: BenchConfig, data: DataSplits, workers: Workers) -> Bench:
+    """A bench whose reference is as it would start."""
+    net, _ = starting_network(config, data)
+    record = ReferenceRecord(key=config.reference_key, top1=0.0, device_hours=0.0, data_fingerprint="")
+    return make_bench(config, data, net, record, Checkpoint(None, workers), workers=workers)
 
 
 def make_bench(

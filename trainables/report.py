@@ -47,13 +47,18 @@ class ReferenceRecord:
     device_hours: float
     data_fingerprint: str
     """SHA-256 of the training and validation images and labels."""
+    weights: str = ""
+    """SHA-256 of the file of weights that it began with; empty for fresh ones."""
+    fresh: tuple[str, ...] = ()
+    """Layers that began with fresh weights all the same: a head for another number of classes."""
 
     @classmethod
     def find(cls, store: Path, key: str) -> ReferenceRecord | None:
         """The record of the reference `key` in `store`; None where it has not been trained yet."""
         path = store / key / RECORD_FILE
         try:
-            return cls(**json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            return cls(**{**content, "fresh": tuple(content.get("fresh", ()))})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

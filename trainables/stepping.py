@@ -145,15 +145,23 @@ class Step(Generic[B]):
         return torch.autocast(self._workers.device.type, dtype=_DTYPES[self._plan.precision])
 
 
+def has_precision(precision: Precision, device: torch.device) -> bool:
+    """Whether steps on `device` can have it."""
+    if device.type != "cuda":
+        return precision != "fp16"
+    return precision != "bf16" or torch.cuda.is_bf16_supported()
+
+
 def check_precision(precision: Precision, device: torch.device) -> None:
     """Raises ConfigError for one that `device` does not have."""
-    if precision == "fp16" and device.type != "cuda":
+    if has_precision(precision, device):
+        return
+    if precision == "fp16":
         raise ConfigError(
             "finetune.amp is fp16, which scales losses on a GPU, but there is none here; give bf16 or none, or "
             "resources.gpus_per_worker."
         )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(f"finetune.amp is bf16, which {torch.cuda.get_device_name(device)} lacks; give fp16 or none.")
+    raise ConfigError(f"finetune.amp is bf16, which {torch.cuda.get_device_name(device)} lacks; give fp16 or none.")
 
 
 def _parts(batch: B, count: int) -> list[B]:

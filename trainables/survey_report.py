@@ -59,6 +59,20 @@ class StepTimes:
     """Validation batch whose attribution maps, of the quantised and of the full-precision network, are compared."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneSurvey:
+    """What the finetune of a policy comes to with its network and its data. Needs no training."""
+
+    costs: Mapping[str, float]
+    """`policy_file.all_costs` of the policy on the network that is finetuned."""
+    step_s: float
+    """Seconds of one worker for its share of one batch, the making of the batch included."""
+    steps: int
+    """Training steps in all."""
+    device_hours: float
+    """Of the whole finetune, with its measures after each epoch, over all workers; without the reference's training."""
+
+
 def check_budget(config: TrialConfig, survey: Survey) -> None:
     """Raises InfeasibleBudgetError for limits of `config` that no policy keeps: each with its floor, and the fix."""
     config.budget.check_floor(

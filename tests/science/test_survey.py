@@ -24,7 +24,7 @@ from trainables.errors import ConfigError, CoverageError, InfeasibleBudgetError
 from trainables.finetune_config import FinetuneConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
-from trainables.survey import _Clock, _Note
+from trainables.timing import Clock, Note
 
 TINY = TrialConfig(
     network=NetworkConfig(name="resnet8"),
@@ -160,8 +160,8 @@ def test_the_hours_are_steps_times_seconds() -> None:
 def test_loader_processes_make_batches_during_the_work() -> None:
     """Each batch takes 6 s to make and 2 s to work on; the first, which is not timed, longer."""
     asked = [0.0, 20.0, 28.0, 36.0]
-    notes = [_Note("training", at, at + 6.0) for at in asked] + [_Note("", 44.0, 44.0)]
-    clock = _Clock(torch.device("cpu"), notes)
+    notes = [Note("training", at, at + 6.0) for at in asked] + [Note("", 44.0, 44.0)]
+    clock = Clock(torch.device("cpu"), notes)
     assert [clock.seconds("training", loaders) for loaders in (0, 1, 2, 3, 9)] == [8.0, 6.0, 3.0, 2.0, 2.0]
 
 
