@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from service.records import Failure
 from trainables.errors import BitfrontError
 
@@ -14,6 +16,16 @@ def unwrapped(error: BaseException) -> BaseException:
     while isinstance(nested := getattr(inner, "cause", None) or inner.__cause__, BaseException):
         inner = nested
     return inner if isinstance(inner, BitfrontError) else error
+
+
+def message_of(error: BaseException) -> str:
+    """The error in words; of one that Ray has wrapped, whose text is a traceback in colours, the last line."""
+    from ray import exceptions
+
+    text = str(error)
+    if isinstance(error, exceptions.RayError):
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text.strip().splitlines()[-1] if text.strip() else "")
+    return f"{type(error).__name__}: {text}"
 
 
 def failure_of(error: BaseException) -> Failure:

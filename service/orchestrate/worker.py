@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.baseline import Baseline, attribution_of, checkpoint_of
-from service.orchestrate.failures import failure_of
+from service.orchestrate.failures import failure_of, message_of
 from service.promoted import model_folder
 from service.records import SweepStore, TrialRecord, write_text
 from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
@@ -158,7 +158,7 @@ def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> T
             state="failed",
             ended_ms=now_ms(),
             failure=failure_of(error),
-            error=f"{type(error).__name__}: {error}",
+            error=message_of(error),
         )
     )
 
