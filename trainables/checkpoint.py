@@ -116,11 +116,10 @@ class Checkpoint:
         return Position(**{**kept["position"], "sums": self._own_sums(kept["sums"])})
 
     def _own_sums(self, kept: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-        """This worker's; with another number of workers than before, rank 0 goes on with those of all."""
-        size, rank, device = self._workers.size, self._workers.rank, self._workers.device
-        if any(len(each) != size for each in kept.values()):
-            kept = {n: [torch.stack(each).sum(0), *[torch.zeros(())] * (size - 1)] for n, each in kept.items()}
-        return {name: each[rank].to(device) for name, each in kept.items()}
+        """This worker's; where there were more workers or fewer before, each goes on with the mean of theirs."""
+        size, rank = self._workers.size, self._workers.rank
+        own = {name: each[rank] if len(each) == size else torch.stack(each).mean(0) for name, each in kept.items()}
+        return {name: total.to(self._workers.device) for name, total in own.items()}
 
     def _save(self, stage: Stage, parts: Mapping[str, Stateful], position: Position) -> None:
         """Called by all workers at once."""
