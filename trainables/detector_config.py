@@ -57,6 +57,8 @@ class DetectionDataConfig:
     """The same for the images that are measured on."""
     flip: bool = True
     """Mirror half of the training images."""
+    zoom_crop: bool = False
+    """SSD's own changes of training images: half are zoomed out of, then a part that holds objects is cut out."""
     loader_workers: int = 0
     """Processes that decode images; 0 decodes in the worker's own process."""
 
@@ -91,6 +93,13 @@ class DetectorConfig:
     finetune: FinetuneConfig
     evaluation: DetectionEvaluationConfig = field(default_factory=DetectionEvaluationConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.finetune.label_smoothing:
+            raise ConfigError(
+                f"finetune.label_smoothing is {self.finetune.label_smoothing}, but detectors' losses have none; leave "
+                "it out."
+            )
 
     @property
     def quantizer(self) -> DeployedQuantizer:

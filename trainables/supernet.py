@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.bops import COUNT_OF, CostModel
+from trainables.bops import COUNT_OF, FULL, CostModel
 from trainables.choices import Choices, Scores
 from trainables.config import NetworkConfig, SupernetConfig
 from trainables.errors import ConfigError, CoverageError, DivergedError
@@ -192,13 +192,14 @@ def build_supernet(net: nn.Module, costs: CostModel, roles: Roles, config: Super
 
 
 def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: DeployedQuantizer) -> nn.Module:
-    """A copy of `net` quantised as `policy` says, stem and head included.
+    """A copy of `net` quantised as `policy` says, stem and head included; layers at 32·32 bits are left as they are.
 
     Layers that read the same activation with the same bits have one quantiser for it.
     """
     policy.check_covers(costs.layers)
-    candidates = {name: ((policy.bits[name].weight,), (policy.bits[name].act,)) for name in costs.layers}
-    widths = {name: policy.bits[name].act for name in costs.layers}
+    quantized = {name: policy.bits[name] for name in costs.layers if policy.bits[name] != FULL}
+    candidates = {name: ((bits.weight,), (bits.act,)) for name, bits in quantized.items()}
+    widths = {name: bits.act for name, bits in quantized.items()}
     return _quantized_copy(net, costs, candidates, widths, quantizer)
 
 
