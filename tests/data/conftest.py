@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import json
 import pickle
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from sklearn.datasets import load_digits
 from torchvision import datasets
 
 
@@ -87,6 +90,93 @@ def write_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]
 @pytest.fixture
 def write_image_folder() -> Callable[..., None]:
     return _image_folder
+
+
+def _jpegs(count: int) -> list[tuple[bytes, int]]:
+    """Real handwritten digits as JPEG files, 24 pixels a side, with the digit that each shows."""
+    found = load_digits()
+    files = []
+    for image, digit in zip(found.images[:count], found.target[:count], strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray((image * 15.9).astype(np.uint8)).resize((24, 24)).convert("RGB").save(buffer, format="JPEG")
+        files.append((buffer.getvalue(), int(digit)))
+    return files
+
+
+WNIDS = (
+    "n01440764",
+    "n02119789",
+    "n02100735",
+    "n01514668",
+    "n03995372",
+    "n07697537",
+    "n04251144",
+    "n01629819",
+    "n02096294",
+    "n02066245",
+)
+"""Of the classes 0 to 9 by the devkit's numbers less one, which are not in alphabetical order."""
+
+
+def _imagenet(root: Path, *, validation: str = "folders", train: int = 60, val: int = 25) -> dict[str, str]:
+    """Digits in ImageNet's layout; the class of each image below root. `validation`: folders, kaggle or devkit."""
+    folder = root / "ILSVRC" / "Data" / "CLS-LOC" if validation == "kaggle" else root
+    files = _jpegs(train + val)
+    told: dict[str, str] = {}
+    for i, (content, digit) in enumerate(files):
+        wnid = WNIDS[digit]
+        if i < train:
+            path = folder / "train" / wnid / f"{wnid}_{i}.JPEG"
+        else:
+            name = f"ILSVRC2012_val_{i - train + 1:08d}.JPEG"
+            path = folder / "val" / wnid / name if validation == "folders" else folder / "val" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        told[str(path.relative_to(root))] = wnid
+    digits = [digit for _, digit in files[train:]]
+    if validation == "kaggle":
+        rows = [f"ILSVRC2012_val_{i + 1:08d},{WNIDS[digit]} 85 1 499 272" for i, digit in enumerate(digits)]
+        _write(root / "LOC_val_solution.csv", ["ImageId,PredictionString", *rows[::-1]])
+        _write(root / "LOC_synset_mapping.txt", [f"{wnid} name of {wnid}, another" for wnid in WNIDS])
+    elif validation == "devkit":
+        _devkit(root / "ILSVRC2012_devkit_t12" / "data", digits)
+    return told
+
+
+def _devkit(folder: Path, digits: list[int]) -> None:
+    _write(folder / "ILSVRC2012_validation_ground_truth.txt", [str(digit + 1) for digit in digits])
+    fields = [("ILSVRC2012_ID", object), *((key, object) for key in ("WNID", "words", "gloss", "num_children"))]
+    rows = [(float(i + 1), wnid, f"name of {wnid}, another", "a gloss", 0.0) for i, wnid in enumerate(WNIDS)]
+    rows.append((float(len(WNIDS) + 1), "n00001740", "entity", "an inner node", 2.0))
+    savemat(folder / "meta.mat", {"synsets": np.array(rows, fields)[:, None]}, do_compression=True)
+
+
+@pytest.fixture
+def write_imagenet() -> Callable[..., dict[str, str]]:
+    return _imagenet
+
+
+def _shards(root: Path, *, train: int = 60, val: int = 25, per_shard: int = 20) -> None:
+    """Digits in tar shards as WebDataset's writer leaves them: image, label and a JSON file for each key."""
+    root.mkdir(parents=True, exist_ok=True)
+    files = _jpegs(train + val)
+    for split, part in (("train", files[:train]), ("val", files[train:])):
+        for start in range(0, len(part), per_shard):
+            with tarfile.open(root / f"{split}-{start // per_shard:06d}.tar", "w") as archive:
+                for i, (content, digit) in enumerate(part[start : start + per_shard], start):
+                    for ending, member in (("jpg", content), ("cls", str(digit).encode()), ("json", b"{}")):
+                        _add(archive, f"{i:08d}.{ending}", member)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def write_shards() -> Callable[..., None]:
+    return _shards
 
 
 Listed = list[tuple[str, str]]

@@ -41,6 +41,8 @@ def write_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
                 request.getfixturevalue("write_cifar")(tmp_path, name)
             case "imagefolder":
                 request.getfixturevalue("write_image_folder")(tmp_path)
+            case "imagenet" | "shards":
+                request.getfixturevalue(f"write_{name}")(tmp_path)
             case "my_subsets:small":
                 (tmp_path / "my_subsets.py").write_text(USER_DATA)
                 monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

@@ -74,3 +74,16 @@ def test_quantisers_of_deployed_networks_refuse_several_widths(name: str) -> Non
 def test_one_bit_cannot_hold_a_sign_and_a_zero(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: a signed activation needs at least 2 bits"):
         ACT_QUANTIZERS[name]((1,), signed=True)
+
+
+def test_an_exact_middle_goes_where_the_quantiser_rounds_it() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5])
+    for name, expected in (("daq", [0.0, 1.0, 2.0]), ("lsq", [0.0, 2.0, 2.0])):
+        quantizer = ACT_QUANTIZERS[name]((2,), signed=False)
+        with torch.no_grad():
+            # A step of one: DAQ's interval ends at its third level, and LSQ's step starts as one.
+            (quantizer.high.fill_(3.0) if name == "daq" else quantizer.step.fill_(1.0))
+            levels = quantizer(x, ONE) * (3 if name == "daq" else 1)
+        grid = quantizer.affine()
+        torch.testing.assert_close(levels, torch.tensor(expected))
+        torch.testing.assert_close(grid.quantized(x) / grid.gain, torch.tensor(expected))

@@ -174,6 +174,9 @@ def test_calibration_gives_each_layers_output_its_float_size_and_leaves_the_bias
         with torch.no_grad():
             made = single(inputs) - (7.0 if name == "conv" else -3.0)
         assert float(made.abs().mean()) == pytest.approx(float(exact[name].abs().mean().detach()), rel=1e-4)
+        gain = float(mixture.weights.gain.detach())
+        calibrate(single, inputs)
+        assert float(mixture.weights.gain.detach()) == pytest.approx(gain, rel=1e-4)
         gain, unit = float(mixture.weights.gain.detach()), mixture.weights
         unit.gain.data.fill_(1.0)
         with torch.no_grad():

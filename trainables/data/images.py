@@ -1,4 +1,4 @@
-"""The two kinds of image sets: tensors in memory, and files that are decoded as they are needed.
+"""The two kinds of image sets: tensors in memory, and files (in archives, too) that are decoded as they are needed.
 
 Shapes: N images, C channels, S pixels a side. Draws are random numbers in [0, 1), one row of `splits.DRAWS` per image:
 flip, row, column, area, aspect ratio. An image's change is a function of its row alone, not of its batch.
@@ -6,8 +6,9 @@ flip, row, column, area, aspect ratio. An image's change is a function of its ro
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from trainables.config import Augment
+from trainables.data.listing import Source, content
 from trainables.data.splits import LabelledImages, Normalisation
 from trainables.errors import DataMissingError
 
@@ -153,7 +155,7 @@ def _between(origins: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tenso
 class FileImages:
     """Image files with labels, decoded for each batch, normalised with ImageNet's statistics."""
 
-    paths: list[Path]
+    paths: Sequence[Source]
     labels: Tensor
     size: int
     augment: Augment = "none"
@@ -197,11 +199,12 @@ def _resized_crop(image: Tensor, size: int, draws: Tensor) -> Tensor:
     return tv.resized_crop(image, top, left, crop_height, crop_width, [size, size], antialias=True)
 
 
-def decoded(path: Path) -> Tensor:
+def decoded(source: Source) -> Tensor:
     """uint8 [3, H, W]. Raises DataMissingError where the file is damaged."""
+    encoded = content(source)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(encoded)) as image:
             return tv.pil_to_tensor(image.convert("RGB"))
     # Pillow tells of damage in all of these ways, depending on the format and on the place.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataMissingError(f"{path}: cannot be read as an image ({error}); replace or remove the file.") from None
+        raise DataMissingError(f"{source}: cannot be read as an image ({error}); replace or remove the file.") from None

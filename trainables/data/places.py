@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.config import DataConfig
+from trainables.data.folders import IMAGE_ENDINGS, class_names, image_paths
+from trainables.data.imagenet_layout import check_imagenet
+from trainables.data.shard_files import check_shards
 from trainables.errors import ConfigError, DataMissingError, did_you_mean
 from trainables.user_code import check_import_path, is_import_path
 
@@ -71,8 +73,10 @@ LAYOUTS = {
         source="Unpack food-101.tar.gz of https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/ in data.root",
     ),
 }
-DATA_SET_NAMES = tuple(sorted(("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", *LAYOUTS)))
-WITHOUT_DOWNLOAD = ("digits", "imagefolder", "stanford-cars")
+DATA_SET_NAMES = tuple(
+    sorted(("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "imagenet", "shards", *LAYOUTS))
+)
+WITHOUT_DOWNLOAD = ("digits", "imagefolder", "imagenet", "shards", "stanford-cars")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CONTENTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -84,7 +88,6 @@ CIFAR_FILES = {
     ],
     "cifar100": [f"cifar-100-python/{name}" for name in ("train", "test", "meta")],
 }
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 
 def check_data_name(name: str) -> None:
@@ -112,8 +115,9 @@ def check_data(config: DataConfig) -> None:
                 fashion_folder(config)
         case "cifar10" | "cifar100":
             _check_cifar(config)
-        case "imagefolder":
-            _check_image_folder(data_root(config))
+        case "imagefolder" | "imagenet" | "shards":
+            checks = {"imagefolder": _check_image_folder, "imagenet": check_imagenet, "shards": check_shards}
+            checks[config.name](data_root(config))
         case name if name in LAYOUTS:
             _check_layout(config)
 
@@ -164,16 +168,6 @@ def _check_layout(config: DataConfig) -> None:
         raise DataMissingError(
             f"{config.name}: {root / layout.folder} lacks {', '.join(missing)}. {layout.source}{fetch}."
         )
-
-
-def image_paths(folder: Path) -> Iterator[Path]:
-    """Image files below `folder`, in no certain order."""
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-
-
-def class_names(folder: Path) -> list[str]:
-    """Folders in `folder`, in alphabetical order: their places are the labels."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def _check_image_folder(root: Path) -> None:

@@ -13,10 +13,22 @@ import torch
 from torch import Tensor
 
 from trainables.config import DataConfig
-from trainables.data.assembly import SPLIT_SEED, LabelledFiles, LabelledPixels, from_files, from_memory
+from trainables.data.assembly import (
+    SPLIT_SEED,
+    LabelledFiles,
+    LabelledPixels,
+    LabelledSources,
+    from_files,
+    from_listed,
+    from_memory,
+)
 from trainables.data.downloads import download
 from trainables.data.fine_grained import read_fine_grained
-from trainables.data.places import LAYOUTS, class_names, data_root, fashion_folder, idx_file, image_paths
+from trainables.data.folders import class_names, image_paths
+from trainables.data.imagenet_layout import class_words, find_imagenet, training_files, validation_files
+from trainables.data.listing import FileList
+from trainables.data.places import LAYOUTS, data_root, fashion_folder, idx_file
+from trainables.data.shard_files import read_shards
 from trainables.data.splits import DataSplits, stratified
 from trainables.errors import DataMissingError
 
@@ -122,11 +134,40 @@ def _listed(folder: Path, classes: list[str]) -> LabelledFiles:
     return [path for paths in by_class for path in paths], torch.arange(len(classes)).repeat_interleave(counts)
 
 
+def read_imagenet(config: DataConfig) -> DataSplits:
+    """ILSVRC2012, or any part of its classes; see `imagenet_layout`."""
+    layout = find_imagenet(data_root(config))
+
+    def sources(names: list[str], labels: list[int]) -> LabelledSources:
+        return FileList.of(layout.folder, names), torch.tensor(labels, dtype=torch.int64)
+
+    train, validation = sources(*training_files(layout)), sources(*validation_files(layout))
+    splits = from_listed(config, train, validation, num_classes=len(layout.wnids))
+    return replace(splits, class_names=class_words(layout))
+
+
+def read_tar_shards(config: DataConfig) -> DataSplits:
+    """Tar archives of JPEG files with their labels; see `shard_files`."""
+    root = data_root(config)
+    train, validation = (read_shards(root, split) for split in ("train", "val"))
+    num_classes = int(train.labels.max()) + 1
+    without = np.setdiff1d(np.arange(num_classes), train.labels)
+    if len(without):
+        raise DataMissingError(
+            f"shards: {root} has no training image with label {without[0]}, but some with {num_classes - 1}; number "
+            "the classes from 0 without gaps."
+        )
+    pairs = [(split.images, torch.from_numpy(split.labels)) for split in (train, validation)]
+    return from_listed(config, *pairs, num_classes=num_classes)
+
+
 DATA_SETS: dict[str, Callable[[DataConfig], DataSplits]] = {
     "cifar10": read_cifar,
     "cifar100": read_cifar,
     "digits": read_digits,
     "fashion-mnist": read_fashion_mnist,
     "imagefolder": read_image_folder,
+    "imagenet": read_imagenet,
+    "shards": read_tar_shards,
     **dict.fromkeys(LAYOUTS, read_fine_grained),
 }
