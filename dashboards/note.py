@@ -12,11 +12,12 @@ from dashboards.final_table import columns, correlation_words, found_by, hours_w
 from dashboards.front import COLUMNS, better, counts
 from service.final_table import FinalTable
 from service.front import Front
+from service.note_blocks import BLOCK_LENGTH
 from service.pareto import METRICS
 from service.records import SweepRecord, TrialRecord
 
-LIMIT = 7_900
-"""Characters, below MLflow's own limit of a tag."""
+LIMIT = 7_900 - BLOCK_LENGTH
+"""Characters, below MLflow's own limit of a tag, with room for what is said of other runs."""
 MAX_ROWS = 15
 FORMS = {name: form for name, _, form in COLUMNS}
 GAP = "&emsp;"

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from service.front import find_front, ranks
+from service.mirror_lineage import Lineage
 from service.mirror_parent import ParentRun
+from service.promoted import MODEL_FOLDER, SOURCES_FILE, sources_of
 from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord
 from service.run_facts import (
     EPOCHS_TAG,
@@ -36,6 +38,7 @@ from service.run_facts import (
 )
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import first_line, refusal
+from trainables.model_files import CARD_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +49,7 @@ PAUSE_S = 0.5
 REFRESH_S = 30.0
 """While a driver runs, what changes with every trial and costs a request for each of many is told no more often: ranks
 of the other trials, files of the front, the note."""
-TRIAL_FILES = (POLICY_FILE, "bits.png")
+TRIAL_FILES = (POLICY_FILE, "bits.png", SOURCES_FILE, f"{MODEL_FOLDER}/{CARD_FILE}")
 STATUS = {
     "pending": "KILLED",  # it ran before, and waits for the next driver
     "stale": "KILLED",
@@ -124,6 +127,12 @@ class Tracker:
         # In the order of the trials, whatever the order in which their runs were found.
         order = [trial.trial_id for trial in trials if trial.trial_id in runs.children]
         links = {trial_id: address + runs.children[trial_id].run_id for trial_id in order}
+        if refresh:
+            try:
+                links |= self._lineage(runs, sweep, trials)
+            except Exception as error:
+                wrong = wrong or error
+                runs.writer.check()
         settled = closing or not alive
         behind |= runs.parent.sync(sweep, found, ended, links=links, alive=alive, refresh=refresh, settled=settled)
         if wrong:
@@ -131,6 +140,15 @@ class Tracker:
         if refresh:
             self._refresh_at = self._clock() + REFRESH_S
         return max(0.0, self._refresh_at - now) if behind else None
+
+    def _lineage(self, runs: _Runs, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, str]:
+        """Leads from what was found to what was finetuned of it, and back; addresses of runs by SWEEP_ID/TRIAL."""
+        lineage = Lineage(runs.writer, [runs.parent.run, *runs.children.values()])
+        if sweep.kind == "search":
+            lineage.update([sweep.sweep_id])
+            return {}
+        sources = (sources_of(self.store.trial_folder(trial.trial_id)) for trial in trials if trial.started_ms)
+        return lineage.update([source.sweep_id for found in sources for source in found])
 
     def _ends_of(self, trial: TrialRecord) -> list[tuple[TrialRecord, float]]:
         """How the trial has ended each time, with the device-hours since the last: a failed one may be run again."""
@@ -184,7 +202,8 @@ class Tracker:
             run = runs.children[trial.trial_id] = self._new_child(runs, sweep, trial)
         state = "stale" if trial.state == "running" and not alive else trial.state
         moved = run.tags.get(STATE_TAG) != state
-        tags = trial_tags(sweep, trial, state=state, member=member)
+        sources = sources_of(self.store.trial_folder(trial.trial_id)) if sweep.kind == "finetune" else ()
+        tags = trial_tags(sweep, trial, state=state, member=member, sources=sources)
         rank = self._ranks.get(trial.trial_id)
         later = rank is not None and not (moved or refresh) and run.tags.get(RANK_TAG, str(rank)) != str(rank)
         if rank is not None and not later:

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dashboards.note import as_note
+from service.final_table import final_table
 from service.front import Front
+from service.note_blocks import block_of, with_block
 from service.records import SweepRecord, SweepStore, TrialRecord, write_text
 from service.run_facts import ENDED_TAG, NOTE_TAG, Course, MetricPoint, datasets, sweep_tags
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import server_address
 
-ALWAYS = ("front.json", "front.md")
+ALWAYS = ("front.json", "front.md", "final.md", "final.json", "final.csv")
 AT_THE_END = ("front.png", "front.html")
 """Written when a sweep is closed; what lies there before is of an earlier time."""
 WIDEST = 900
@@ -55,7 +57,8 @@ class ParentRun:
 
         Args:
             ended: each end of a trial, with the device-hours since its last one.
-            links: by trial, the rest of its run's address behind the server's.
+            links: by trial, the rest of its run's address behind the server's; of a promotion also by SWEEP_ID/TRIAL
+                of the trials that found its policies.
             settled: whether no other process writes the sweep's page now.
         """
         new = sorted((one for one in ended if _which(one[0]) not in self._counted), key=_when)
@@ -67,9 +70,11 @@ class ParentRun:
                 self._link(self._store.folder / "front.html", links)
             self._send_files(sweep)
             hours = sum(spent for _, spent in ended)
-            tags[NOTE_TAG] = as_note(
-                sweep, found, device_hours=hours, links=links, pictures=self._pictures(found, links)
-            )
+            pictures = self._pictures(found, links)
+            final = final_table(self._store) if sweep.kind == "finetune" else None
+            note = as_note(sweep, found, device_hours=hours, links=links, pictures=pictures, final=final)
+            # What it says of other runs is `mirror_lineage`'s.
+            tags[NOTE_TAG] = with_block(note, block_of(self.run.tags.get(NOTE_TAG, "")))
         self._set_status(sweep, ended, alive)
         self._writer.log(self.run, points=points, tags=tags)
         return not refresh and self._is_behind()

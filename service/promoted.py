@@ -20,7 +20,7 @@ from service.records import write_json
 from trainables.errors import StorageError
 
 MODEL_FOLDER = "model"
-_SOURCES_FILE = "sources.json"
+SOURCES_FILE = "sources.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ def promoted_id(policy_hash: str) -> str:
 
 def sources_of(trial_folder: Path) -> tuple[Source, ...]:
     """The trials that found the policy, the first to be promoted first."""
-    path = trial_folder / _SOURCES_FILE
+    path = trial_folder / SOURCES_FILE
     try:
         return tuple(Source(**one) for one in json.loads(path.read_text())["sources"])
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def sources_of(trial_folder: Path) -> tuple[Source, ...]:
 def save_sources(trial_folder: Path, sources: Sequence[Source]) -> None:
     """Replaces what is noted of the policy's origin."""
     trial_folder.mkdir(parents=True, exist_ok=True)
-    write_json(trial_folder / _SOURCES_FILE, {"sources": [dataclasses.asdict(source) for source in sources]})
+    write_json(trial_folder / SOURCES_FILE, {"sources": [dataclasses.asdict(source) for source in sources]})
 
 
 def model_folder(trial_folder: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.front import accuracy_of
 from service.pareto import check_objectives, feasible, losses, parse_constraint
+from service.promoted import Source
 from service.records import STATES, State, SweepRecord, TrialRecord, printable
 
 SWEEP_TAG, TRIAL_TAG = "bitfront.sweep", "bitfront.trial"
@@ -20,12 +21,21 @@ NAME_TAG, ID_TAG = "bitfront.sweep_name", "bitfront.sweep_id"
 """Of a trial's run: its sweep's name, which may be used again, and SWEEP_TAG's value, by which the parent is found."""
 STATE_TAG, FRONT_TAG, RANK_TAG = "bitfront.state", "bitfront.front", "bitfront.rank"
 ERROR_TAG, FAILURE_TAG = "bitfront.error", "bitfront.failure"
+HASH_TAG = "bitfront.policy_hash"
+KIND_TAG, ACCURACY_TAG = "bitfront.kind", "bitfront.accuracy"
+"""Of a promotion's runs: `finetune`, and the metric that tells how good a network is on the target."""
+FOUND_TAG = "bitfront.found_by"
+"""Of a promotion's trial: SWEEP_ID/TRIAL of the trials that found its policy, the one that was promoted first."""
+FINETUNED_TAG = "bitfront.finetuned"
+"""Of a search's trial: by PROMOTION_ID/TRIAL of the finetunes of its policy the accuracy on the target; JSON."""
 EPOCHS_TAG, ENDED_TAG = "bitfront.epochs", "bitfront.ended"
 """How much of a trial's history, and of a sweep's course, is recorded."""
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 DIGEST_LENGTH = 12
 """Characters of a data set's fingerprint: MLflow takes 36, and has room for fewer in its table of runs."""
 ERROR_LENGTH = 5000
+TAG_LENGTH = 5000
+"""Characters of a tag: what MLflow's tables on PostgreSQL and MySQL take."""
 
 MetricPoint = tuple[str, float, int, int]
 """Name, value, Unix time in ms, step."""
@@ -62,23 +72,56 @@ def sweep_tags(sweep: SweepRecord) -> dict[str, str]:
     """Tags of a sweep's run. Its author's own come first: they do not hide what the record stands on."""
     fingerprints = {str(one.get("data_fingerprint", "")) for one in sweep.references.values()} - {""}
     data = {"bitfront.data_fingerprint": ", ".join(sorted(fingerprints))} if fingerprints else {}
-    return {**sweep.tags, **provenance(sweep), **data, SWEEP_TAG: sweep.sweep_id}
+    return {**sweep.tags, **provenance(sweep), **data, **kind_tags(sweep), SWEEP_TAG: sweep.sweep_id}
 
 
-def trial_tags(sweep: SweepRecord, trial: TrialRecord, *, state: str, member: bool) -> dict[str, str]:
+def kind_tags(sweep: SweepRecord) -> dict[str, str]:
+    """What tells a promotion's runs from a search's."""
+    return {KIND_TAG: sweep.kind, ACCURACY_TAG: accuracy_of(sweep).name} if sweep.kind == "finetune" else {}
+
+
+def found_by(sources: Sequence[Source]) -> str:
+    """`FOUND_TAG`'s value: as many trials as it has room for."""
+    keys: list[str] = []
+    for source in sources:
+        keys.append(f"{source.sweep_id}/{source.trial}")
+        if len(", ".join(keys)) > TAG_LENGTH:
+            return ", ".join(keys[:-1])
+    return ", ".join(keys)
+
+
+def finders_in(text: str) -> list[str]:
+    """SWEEP_ID/TRIAL of each trial that `found_by` has named."""
+    return [key for key in text.split(", ") if key]
+
+
+def fitting(text: str) -> str:
+    """An object in JSON with as many of its first entries as a tag has room for."""
+    entries: dict[str, Any] = json.loads(text)
+    while len(json.dumps(entries)) > TAG_LENGTH:
+        entries.popitem()
+    return json.dumps(entries)
+
+
+def trial_tags(
+    sweep: SweepRecord, trial: TrialRecord, *, state: str, member: bool, sources: Sequence[Source] = ()
+) -> dict[str, str]:
     """Tags of a trial's run, without those that say how it stands among others.
 
     `state`: as people see it. A trial that is not done, or beyond a constraint, is never a `member` of the front.
+    `sources`: of a promotion's trial.
     """
     reference = reference_of(sweep, trial)
     found = {
         **provenance(sweep),
+        **kind_tags(sweep),
+        FOUND_TAG: found_by(sources),
         NAME_TAG: sweep.name,
         ID_TAG: sweep.sweep_id,
         TRIAL_TAG: trial.trial_id,
         STATE_TAG: state,
         FRONT_TAG: str(member).lower(),
-        "bitfront.policy_hash": trial.policy_hash,
+        HASH_TAG: trial.policy_hash,
         "bitfront.reference": reference,
         "bitfront.data_fingerprint": str(sweep.references.get(reference, {}).get("data_fingerprint", "")),
         ERROR_TAG: printable(trial.error)[:ERROR_LENGTH],

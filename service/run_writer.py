@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.run_facts import DatasetFacts, MetricPoint
 from service.tracking import connect, database_path, without_secrets
 from trainables.errors import TrackingError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
+    from mlflow.store.entities import PagedList
+
+T = TypeVar("T")
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment's runs as trained models; MLflow's UI would take it for an evaluation of language models."""
@@ -79,22 +82,47 @@ class RunWriter:
 
     def find(self, tag: str, value: str) -> list[KnownRun]:
         """The runs with this tag, in an order that all processes see alike: described ones first, then by id."""
-        found: list[KnownRun] = []
+        if not self.experiment_id:
+            return []
+
+        def search(token: str | None) -> PagedList[Run]:
+            query = f"tags.`{tag}` = '{value}'"
+            return self._client.search_runs([self.experiment_id], query, max_results=PAGE, page_token=token)
+
+        return sorted(map(known_run, self._pages(search)), key=lambda run: (not run.described, run.run_id))
+
+    def search_everywhere(self, query: str) -> list[Run]:
+        """The runs of all experiments that meet a query, in the order of `find`, whoever has written them."""
+        active: list[Experiment] = self._pages(self._experiments)
+        experiments = [one.experiment_id for one in active]
+        if not experiments:
+            return []
+
+        def search(token: str | None) -> PagedList[Run]:
+            return self._client.search_runs(experiments, query, max_results=PAGE, page_token=token)
+
+        return sorted(self._pages(search), key=lambda run: (not run.data.params, run.info.run_id))
+
+    def _experiments(self, token: str | None) -> PagedList[Experiment]:
+        return self._client.search_experiments(max_results=PAGE, page_token=token)
+
+    @staticmethod
+    def _pages(page_of: Callable[[str | None], PagedList[T]]) -> list[T]:
+        found: list[T] = []
         token = None
-        while self.experiment_id:
-            page = self._client.search_runs(
-                [self.experiment_id], f"tags.`{tag}` = '{value}'", max_results=PAGE, page_token=token
-            )
-            found += [_known(run) for run in page]
+        while True:
+            page = page_of(token)
+            found += page
             token = page.token
             if not token:
-                break
-        return sorted(found, key=lambda run: (not run.described, run.run_id))
+                return found
 
     def create(self, *, name: str, start_ms: int, tags: Mapping[str, str]) -> KnownRun:
         """A new run, which is RUNNING."""
         self.experiment_id = self.experiment_id or self._create()
-        return _known(self._client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name))
+        return known_run(
+            self._client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name)
+        )
 
     def delete(self, run: KnownRun) -> None:
         """Takes the run away, as the UI does: MLflow keeps it among the deleted ones."""
@@ -168,7 +196,8 @@ class RunWriter:
         run.status, run.end_ms = status, end_ms
 
 
-def _known(run: Run) -> KnownRun:
+def known_run(run: Run) -> KnownRun:
+    """What MLflow says of a run."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     return KnownRun(
         run_id=run.info.run_id,
