@@ -12,15 +12,15 @@ from torchvision.transforms.v2 import functional as tv
 from trainables.bops import CostModel
 from trainables.data.images import decoded
 from trainables.detection.annotations import DetectionSplits
-from trainables.detection.backbone_weights import starting_classifier
 from trainables.detection.batches import DetectionBatches, DetectionImages, batches
 from trainables.detection.costs import backbone_costs, count_detector
 from trainables.detection.data_sets import load_detection
-from trainables.detection.detectors import Detector, build_detector, carried_over, image_shape
-from trainables.detector_config import DETECTOR_BACKBONES, DetectorConfig
+from trainables.detection.detectors import Detector, build_detector, carried_over, fresh_classifier, image_shape
+from trainables.detector_config import DETECTOR_BACKBONES, DetectorConfig, DetectorNetworkConfig
 from trainables.distributed import Workers
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, DataMissingError
 from trainables.policy_file import PolicyRecord, all_costs
+from trainables.pretrained import begin_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,18 @@ def detector_bench(config: DetectorConfig, given: PolicyRecord, workers: Workers
     return DetectorBench(
         config, workers, data, detector.net, costs, record, backbone_costs(given.policy, detector.backbone)
     )
+
+
+def starting_classifier(config: DetectorNetworkConfig) -> nn.Module:
+    """The classification network of the backbone with the weights of the settings; of its head nothing is used."""
+    backbone = DETECTOR_BACKBONES[config.name]
+    net = fresh_classifier(backbone)
+    if config.weights:
+        try:
+            begin_with(net, config.weights, network=backbone, image_size=64)
+        except (ConfigError, DataMissingError) as error:
+            raise type(error)(str(error).replace("reference.weights", "detector.weights")) from None
+    return net
 
 
 def _deployable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ def _all_proposals(net: nn.Module) -> Iterator[None]:
         net.rpn.nms_thresh = threshold
 
 
+@cache
 def paper_backbone(backbone: str) -> CostModel:
     """The convolutions of a classification network as Table 7 counts them: at the paper's sizes of images, with one
     more operation for the bias at each entry of an output.
@@ -50,20 +52,31 @@ def paper_backbone(backbone: str) -> CostModel:
     The biases are counted whether a layer has one or not, and pooling rounds down. In full precision 27787.7 G for
     VGG16 at 300×300 and 22534.8 G for ResNet18 at 600×1000.
     """
-    height, width = PAPER_SIZES[backbone]
-    net = fresh_classifier(backbone)
-    work = measure(net, torch.zeros(1, 3, height, width)).work
-    convolutions = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
-    with_biases = {
-        name: replace(work[name], macs=work[name].macs + _outputs(work[name], layer))
-        for name, layer in convolutions.items()
-    }
-    return CostModel(with_biases, 0)
+    work: dict[str, LayerWork] = {}
+    # Sizes are all that is asked for, so nothing is computed.
+    with torch.device("meta"):
+        net, image = fresh_classifier(backbone), torch.empty(1, 3, *PAPER_SIZES[backbone])
+        for name, layer in net.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(
+                    lambda conv, x, y, name=name: work.update({name: _biased(name, conv, x[0], y)})
+                )
+        net.eval()(image)
+    return CostModel(work, 0)
 
 
-def _outputs(work: LayerWork, layer: nn.Conv2d) -> int:
-    """Entries of its output: each takes as many multiplications as a channel has weights."""
-    return work.macs * layer.out_channels // work.weights
+def _biased(name: str, layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> LayerWork:
+    """Each entry of the output takes as many operations as a channel has weights, and one for the bias."""
+    weights = layer.weight.numel()
+    return LayerWork(
+        kind="conv",
+        macs=outputs.numel() * (weights // layer.out_channels + 1),
+        weights=weights,
+        inputs=inputs.numel(),
+        reads_negative=False,
+        reads=name,
+        stream=name,
+    )
 
 
 def backbone_costs(policy: BitPolicy, backbone: str) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from trainables.detection.annotations import DetectionSet
-from trainables.detection.batches import DetectionBatches
+from trainables.detection.batches import DetectionBatch, DetectionBatches
 from trainables.detection.coco_ap import coco_metrics
 from trainables.detection.voc_ap import Detections, voc_map
 from trainables.distributed import Workers
@@ -20,13 +22,13 @@ def precision(net: nn.Module, batches: DetectionBatches, found: DetectionSet, wo
 
     `batches` have each image with one worker. A size of which there is no object is left out.
     """
-    detections = _of_all(_detected(net, batches, workers), len(found), workers)
+    detections = _of_all(detected(net, batches, workers), len(found), workers)
     truth = [found.of(place) for place in range(len(found))]
     return {"map": voc_map(detections, truth), **coco_metrics(detections, truth)}
 
 
 @torch.no_grad()
-def _detected(net: nn.Module, batches: DetectionBatches, workers: Workers) -> Tensor:
+def detected(net: nn.Module, batches: Iterable[DetectionBatch], workers: Workers) -> Tensor:
     """This worker's detections [n, COLUMNS]."""
     was_training = net.training
     net.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,11 +60,7 @@ def make_kernels_usable(workers: Workers) -> None:
 def finetune(bench: DetectorBench, report: Report, clock: Checkpoint) -> tuple[nn.Module, dict[str, float]]:
     """The finetuned network as it was measured, with its precision and images_per_s."""
     config, workers = bench.config, bench.workers
-    net = deploy(bench.net, bench.costs, bench.record.policy, config.quantizer)
-    first = next(iter(bench.training_batches(0))).to(workers.device)
-    calibrate_detector(net, first.images)
-    layout = torch.channels_last if config.finetune.channels_last else torch.contiguous_format
-    net.requires_grad_(True).to(memory_format=layout)
+    net = calibrated(bench)
     model = workers.wrap(net)
     plan = training_plan(net, config.finetune, bench.training_batches)
     measured = plan.average.net if plan.average else net
@@ -71,10 +68,6 @@ def finetune(bench: DetectorBench, report: Report, clock: Checkpoint) -> tuple[n
 
     def score() -> dict[str, float]:
         return precision(measured, bench.validation_batches(), bench.data.validation, workers)
-
-    def step_terms(batch: DetectionBatch) -> Mapping[str, Tensor]:
-        losses: dict[str, Tensor] = model(batch.images, batch.targets)
-        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         metrics = {**means, "bops_g": bench.costs.bops_g(bench.record.policy)}
@@ -84,10 +77,26 @@ def finetune(bench: DetectorBench, report: Report, clock: Checkpoint) -> tuple[n
         report(EpochReport(stage="finetune", epoch=epoch, epochs=plan.epochs, metrics=metrics))
 
     kept = clock.begin("finetune", net, policy=bench.record.policy)
-    last = train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
+    last = train(model, plan, partial(losses, model), workers=workers, on_epoch=on_epoch, checkpoint=kept)
     # None were made where it goes on after the last epoch.
     found = scores[-1] if scores else score()
     return measured, {**found, "images_per_s": last["images_per_s"]}
+
+
+def calibrated(bench: DetectorBench) -> nn.Module:
+    """The quantised detector, ready to be trained."""
+    config = bench.config
+    net = deploy(bench.net, bench.costs, bench.record.policy, config.quantizer)
+    first = next(iter(bench.training_batches(0))).to(bench.workers.device)
+    calibrate_detector(net, first.images)
+    layout = torch.channels_last if config.finetune.channels_last else torch.contiguous_format
+    return net.requires_grad_(True).to(memory_format=layout)
+
+
+def losses(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
+    """torchvision's terms, and their sum, which is minimised."""
+    terms: dict[str, Tensor] = model(batch.images, batch.targets)
+    return {"loss": torch.stack([*terms.values()]).sum(), **terms}
 
 
 def _card(bench: DetectorBench, metrics: Mapping[str, float]) -> ModelCard:
