@@ -21,6 +21,7 @@ from service.arguments import (
 )
 from service.cli_drive import drive_promotion, drive_sweep, own_command
 from service.cli_fronts import compare, front
+from service.cli_models import evaluate, export
 from service.cli_policy import policy
 from service.cli_promote import promote
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
@@ -268,7 +269,8 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-for command in (clean, compare, front, list_, logs, policy, promote, register, status, stop, sync, ui):
+_OTHERS = (clean, compare, evaluate, export, front, list_, logs, policy, promote, register, status, stop, sync, ui)
+for command in _OTHERS:
     main.add_command(command)
 
 

@@ -1,10 +1,11 @@
-"""A policy in MLflow's registry, by its address: models:/NAME/VERSION or models:/NAME@ALIAS."""
+"""A policy or a finetuned network in MLflow's registry, by its address: models:/NAME/VERSION or models:/NAME@ALIAS."""
 
 from __future__ import annotations
 
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,14 @@ def registered_policy(name: str, uri: str) -> PolicyRecord:
 
     Raises TrackingError where there is none, and ConfigError for one that cannot be read.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_registered(name, uri, [POLICY_FILE], Path(folder))
+        text = (Path(folder) / POLICY_FILE).read_text(encoding="utf-8")
+    return PolicyRecord.from_json(text, origin=name)
+
+
+def fetch_registered(name: str, uri: str, files: Sequence[str], folder: Path) -> None:
+    """Copies these files of a models:/ address into `folder`. Raises TrackingError where one is not there."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -44,14 +53,17 @@ def registered_policy(name: str, uri: str) -> PolicyRecord:
         location = client.get_model_version_download_uri(match[1], str(version.version))
     except MlflowException as error:
         raise TrackingError(f"{name}: {place}: {first_line(error)}") from None
-    with tempfile.TemporaryDirectory() as folder:
+    for file in files:
         try:
-            path = download_artifacts(artifact_uri=f"{location}/{POLICY_FILE}", dst_path=folder, tracking_uri=uri)
+            download_artifacts(artifact_uri=f"{location}/{file}", dst_path=str(folder), tracking_uri=uri)
         except (MlflowException, OSError) as error:
+            reason = first_line(error)
             raise TrackingError(
-                f"{name} has no {POLICY_FILE} ({first_line(error)}); was it registered by `bitfront register`?"
+                f"{name} has no {file} ({reason}); was it registered by `bitfront register`?"
+                if file == POLICY_FILE
+                else f"{name} has no {file} ({reason}): it is a policy without a network. Promote the policy, and "
+                f"register the promotion's trial."
             ) from None
-        return PolicyRecord.from_json(Path(path).read_text(encoding="utf-8"), origin=name)
 
 
 def _version(client: MlflowClient, match: re.Match[str], place: str) -> ModelVersion:

@@ -1,0 +1,179 @@
+"""ONNX files of real networks on real images, run by onnxruntime."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from tests.export.networks import deployed, images_of
+from trainables.errors import ConfigError
+from trainables.export import onnx_model
+from trainables.export.agreement import compare
+from trainables.export.onnx_model import OnnxNetwork, build_onnx
+from trainables.finetune_config import DeployedQuantizer
+from trainables.finetuned_model import LoadedModel
+from trainables.quantizers.layers import quant_layers
+
+QUANTIZERS: tuple[DeployedQuantizer, ...] = ("pact", "hwgq", "lsq", "daq")
+Made = tuple[LoadedModel, OnnxNetwork]
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Made]:
+    """resnet8 on digits by quantiser, with a width from 2 to 8 for each layer."""
+    torch.set_num_threads(1)
+    loaded = {name: deployed("resnet8", name) for name in QUANTIZERS}
+    # All of them have the same float weights, and PyTorch's exporter takes seconds.
+    float_graph, graphs = onnx_model.float_graph, list[onnx.ModelProto]()
+
+    def kept(*given: Any, **named: Any) -> onnx.ModelProto:
+        graphs.append(graphs[0] if graphs else float_graph(*given, **named))
+        return onnx.ModelProto.FromString(graphs[0].SerializeToString())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_model, "float_graph", kept)
+        return {name: (one, build_onnx(one, opset=21, takes="normalised")) for name, one in loaded.items()}
+
+
+def run(model: onnx.ModelProto, images: torch.Tensor) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images.numpy()})[0]
+
+
+def tensors(model: onnx.ModelProto) -> dict[str, Any]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def compared(loaded: LoadedModel, built: OnnxNetwork, *, images: int = 128) -> Any:
+    card = loaded.card
+    shown = images_of("digits", card.image_size, images)
+    return compare(loaded.net, built.model, shown, grids=built.grids, stored=built.stored, real=True)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_onnxruntime_computes_what_pytorch_does_but_for_ties(quantizer: str, made: dict[str, Made]) -> None:
+    found = compared(*made[quantizer])
+    assert found.activations == 8 * sum(work.inputs for work in made[quantizer][0].record.work.layers.values())  # type: ignore[union-attr]
+    # float32 sums differ by some 10^-7, and about so many activations are that near to a tie. Half-waves have theirs at
+    # zero, where the branches of an untrained block with symmetric weights often cancel.
+    assert found.ties <= (2e-3 if quantizer == "hwgq" else 1e-4) * found.activations
+    assert found.layer_error <= 1e-5 * found.largest_logit
+    assert found.same_class >= 0.98 * found.images
+    assert found.mean_error <= 0.01 * found.largest_logit
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_weights_in_the_file_are_those_that_pytorch_multiplies(quantizer: str, made: dict[str, Made]) -> None:
+    loaded, built = made[quantizer]
+    stored = tensors(built.model)
+    for name, layer in quant_layers(loaded.net).items():
+        codes = stored[f"{name}.weight_quantized"].astype(np.int32)
+        bits = loaded.record.policy.bits[name].weight
+        assert len(np.unique(codes)) <= 2**bits
+        mixture = layer.mixture
+        quantized = mixture.weights(layer.weight, mixture.weight_probs())
+        # What DAQ multiplies activations by is in the file's scale.
+        expected = quantized.detach().numpy() * mixture.activations.affine().gain
+        assert np.allclose(
+            codes * stored[f"{name}.weight_scale"], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+        )
+
+
+def test_branches_of_a_block_share_the_pair_of_nodes_of_what_they_read(made: dict[str, Made]) -> None:
+    loaded, built = made["lsq"]
+    assert loaded.record.work is not None
+    activations = {work.reads for work in loaded.record.work.layers.values()}
+    operations = [node.op_type for node in built.model.graph.node]
+    assert operations.count("QuantizeLinear") == len(activations) < len(loaded.record.policy.bits)
+    assert operations.count("DequantizeLinear") == len(activations) + len(loaded.record.policy.bits)
+
+
+def test_the_graph_takes_any_number_of_images(made: dict[str, Made]) -> None:
+    _, built = made["pact"]
+    images = images_of("digits", 16, 5)
+    together = run(built.model, images)
+    assert together.shape == (5, 10)
+    assert np.allclose(run(built.model, images[:1]), together[:1], atol=1e-5)
+
+
+def test_metadata_say_what_the_file_is_and_nothing_of_where_it_was_made(made: dict[str, Made]) -> None:
+    loaded, built = made["lsq"]
+    facts = {entry.key.removeprefix("bitfront."): entry.value for entry in built.model.metadata_props}
+    assert facts["policy_hash"] == loaded.record.policy.hash
+    assert (facts["network"], facts["quantizer"], facts["input"]) == ("resnet8", "lsq", "normalised")
+    assert json.loads(facts["mean"]) == list(loaded.card.mean)
+    assert json.loads(facts["class_names"])[3] == "class 3"
+    layers = json.loads(facts["layers"])
+    assert {name: (one["weight"], one["act"]) for name, one in layers.items()} == loaded.record.policy.bits
+    content = built.model.SerializeToString()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"torch" not in content
+
+
+def test_a_graph_of_pixels_gives_the_logits_of_the_graph_of_normalised_images(made: dict[str, Made]) -> None:
+    loaded, built = made["daq"]
+    of_pixels = build_onnx(loaded, opset=21, takes="pixels")
+    images, card = images_of("digits", 16, 64), loaded.card
+    pixels = images * torch.tensor(card.std).view(-1, 1, 1) + torch.tensor(card.mean).view(-1, 1, 1)
+    assert 0 <= float(pixels.min()) < 0.01 < 0.99 < float(pixels.max()) <= 1.0001
+    assert (run(of_pixels.model, pixels).argmax(1) == run(built.model, images).argmax(1)).mean() >= 0.98
+
+
+def test_two_bits_are_stored_in_two_bits_where_the_opset_has_them(made: dict[str, Made]) -> None:
+    loaded, _ = made["pact"]
+    assert 2 in [bits.weight for bits in loaded.record.policy.bits.values()]
+    built = build_onnx(loaded, opset=25, takes="normalised")
+    types = {name: one.weight_type.name for name, one in built.stored.items()}
+    assert {types[name] for name, bits in loaded.record.policy.bits.items() if bits.weight == 2} == {"INT2"}
+    assert compared(loaded, built, images=16).same_class == 16
+
+
+@pytest.mark.parametrize(
+    ("suffix", "factor", "message"),
+    [("input_scale", 1.02, "not at ties"), ("weight_scale", 1.02, "logits differ"), ("bias", 1.5, "logits differ")],
+)
+def test_a_file_that_computes_something_else_is_told(
+    suffix: str, factor: float, message: str, made: dict[str, Made]
+) -> None:
+    loaded, built = made["lsq"]
+    changed = onnx.ModelProto.FromString(built.model.SerializeToString())
+    (tensor,) = [tensor for tensor in changed.graph.initializer if tensor.name == f"fc.{suffix}"]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
+    with pytest.raises(ConfigError, match=message):
+        compared(loaded, OnnxNetwork(changed, built.grids, built.stored), images=16)
+
+
+def test_a_network_of_users_that_shares_a_weight_is_refused() -> None:
+    loaded = deployed("resnet8", "lsq")
+    loaded.net.layer1[0].conv2.weight = loaded.net.layer1[0].conv1.weight  # type: ignore[index, union-attr]
+    with pytest.raises(ConfigError, match=r"layer1\.0\.conv[12]\.weight is (not in the ONNX graph|read)"):
+        build_onnx(loaded, opset=21, takes="normalised")
+
+
+LARGE = [
+    ("mobilenet_v2", "fashion-mnist", 32),
+    ("deit_tiny_patch4", "digits", 16),
+    ("vgg16", "fashion-mnist", 32),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize(("network", "data", "image_size"), LARGE)
+def test_large_networks_agree_layer_by_layer(
+    network: str, data: str, image_size: int, quantizer: DeployedQuantizer
+) -> None:
+    loaded = deployed(network, quantizer, data=data, image_size=image_size)
+    built = build_onnx(loaded, opset=21, takes="normalised")
+    images = images_of(data, image_size, 64)
+    found = compare(loaded.net, built.model, images, grids=built.grids, stored=built.stored, real=True)
+    assert found.activations > 10**5
+    assert found.ties <= 2e-3 * found.activations

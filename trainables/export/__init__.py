@@ -1,0 +1,1 @@
+"""Finetuned networks for other programs: ONNX with quantised layers, AIMET encodings, a table of layers."""
