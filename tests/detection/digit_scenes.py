@@ -1,7 +1,7 @@
 """Handwritten digits (scikit-learn's, real ones) on textured canvases with their boxes, as VOC's and COCO's layouts.
 
-Each image has digits of COCO's three sizes: up to 32² pixels, up to 96², and more. Images and boxes are the same in both
-layouts. Some objects are VOC's difficult ones, which are COCO's crowds; the last image of each list has none.
+Each image has digits of COCO's three sizes: up to 32² pixels, up to 96², and more. Both layouts have the same
+images and boxes. Some objects are VOC's difficult ones, which are COCO's crowds; the last image of each list has none.
 
     python -m tests.detection.digit_scenes FOLDER --train 200 --validation 50 --digits 0 1 7
 """
