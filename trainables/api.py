@@ -114,7 +114,9 @@ def finetune(
     from trainables import trial
 
     if isinstance(config, DetectorConfig):
-        raise ConfigError("detectors cannot be finetuned yet; give settings of a classification finetune.")
+        from trainables.detection.finetune_detector import finetune_detector
+
+        return finetune_detector(config, policy, report, checkpoint=checkpoint, output=output)
     return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint, output=output)
 
 
@@ -167,7 +169,9 @@ def survey_finetune(
     from trainables import survey_finetune as surveyed
 
     if isinstance(config, DetectorConfig):
-        raise ConfigError("detectors cannot be finetuned yet; give settings of a classification finetune.")
+        from trainables.detection.survey_detector import survey_detector
+
+        return survey_detector(config, policy, threads=threads, workers=workers)
     return surveyed.survey_finetune(config, policy, threads=threads, workers=workers)
 
 

@@ -41,8 +41,12 @@ def load_model(folder: Path) -> LoadedModel:
     match card.task:
         case "classification":
             net = _classifier(folder, card, record)
+        case "detection":
+            net = _detector(card, record)
         case _:
-            raise StorageError(f"{folder / CARD_FILE}: the task {card.task!r} is not known; expected classification.")
+            raise StorageError(
+                f"{folder / CARD_FILE}: the task {card.task!r} is not known; expected classification or detection."
+            )
     load_weights(net, folder)
     return LoadedModel(net.eval(), card, record)
 
@@ -69,14 +73,49 @@ def _classifier(folder: Path, card: ModelCard, record: PolicyRecord) -> nn.Modul
         ) from None
 
 
-def measure_model(folder: Path, config: BenchConfig | DetectorConfig) -> Mapping[str, float]:
-    """top1 (percent), and top5 of more than five classes, of the network in `folder` on the validation data.
+def _detector(card: ModelCard, record: PolicyRecord) -> nn.Module:
+    from trainables.detection.detectors import build_for
 
+    return build_for(card, record)
+
+
+def measure_model(folder: Path, config: BenchConfig | DetectorConfig) -> Mapping[str, float]:
+    """What the network in `folder` scores on the validation data, as its finetune measured it.
+
+    A classifier's top1 (percent), and top5 of more than five classes; a detector's map, ap, ap50 and so on (percent).
     Raises ConfigError where the network's images are not of the size, or its classes not of the number, of the data.
     """
     model = load_model(folder)
+    task = "detection" if isinstance(config, DetectorConfig) else "classification"
+    if model.card.task != task:
+        raise ConfigError(f"{folder} is a network for {model.card.task}; measure it with settings of such a finetune.")
     if isinstance(config, DetectorConfig):
-        raise ConfigError(f"{folder} holds a classifier; measure it with settings of a classification finetune.")
+        return _precision(folder, model, config)
+    return _accuracy(folder, model, config)
+
+
+def _precision(folder: Path, model: LoadedModel, config: DetectorConfig) -> Mapping[str, float]:
+    from trainables.detection.batches import DetectionImages, batches
+    from trainables.detection.data_sets import load_detection
+    from trainables.detection.evaluation import precision
+
+    data, workers = load_detection(config.data), Workers.current()
+    if len(data.class_names) != model.card.num_classes:
+        raise ConfigError(
+            f"{folder} was made for {model.card.num_classes} classes, but data has {len(data.class_names)}; measure it "
+            "on data like its own."
+        )
+    found = batches(
+        DetectionImages(data.validation),
+        workers,
+        batch_size=config.evaluation.batch_size,
+        training=False,
+        loader_workers=config.data.loader_workers,
+    )
+    return precision(model.net.to(workers.device), found, data.validation, workers)
+
+
+def _accuracy(folder: Path, model: LoadedModel, config: BenchConfig) -> Mapping[str, float]:
     data, workers, card = load_data(config.data), Workers.current(), model.card
     expected = (card.image_size, card.num_classes)
     if (config.data.image_size, data.num_classes) != expected:

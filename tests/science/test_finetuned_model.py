@@ -197,7 +197,7 @@ def test_every_quantiser_is_built_again_exactly(tmp_path: Path, quantizer: str, 
     config = replace(
         TINY,
         network=NetworkConfig(name=network),
-        data=replace(TINY.data, fraction=0.1, image_size=32 if network == "mobilenet_v2" else 8),
+        data=replace(TINY.data, fraction=0.1, image_size=64 if network == "mobilenet_v2" else 8),
         reference=ReferenceConfig(epochs=1),
         finetune=FinetuneConfig(epochs=1, batch_size=32, quantizer=quantizer),  # type: ignore[arg-type]
     )

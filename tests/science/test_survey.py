@@ -10,6 +10,7 @@ import torch
 from trainables import api
 from trainables.bops import CostModel
 from trainables.config import (
+    BenchConfig,
     BudgetConfig,
     DataConfig,
     EdmipsConfig,
@@ -24,6 +25,7 @@ from trainables.errors import ConfigError, CoverageError, InfeasibleBudgetError
 from trainables.finetune_config import FinetuneConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 from trainables.timing import Clock, Note
 
 TINY = TrialConfig(
@@ -215,3 +217,70 @@ def test_the_estimate_is_within_a_factor_of_two_of_a_trial(tmp_path: Path) -> No
     for name, (low, high) in survey.reach.items():
         assert low <= result.metrics[name] <= high
     assert result.metrics["attribution_pixels"] == survey.evaluation_pixels
+
+
+PROMOTION = BenchConfig(
+    network=TINY.network,
+    data=TINY.data,
+    reference=TINY.reference,
+    finetune=FinetuneConfig(epochs=3, batch_size=128, quantizer="lsq", ema=0.9, accumulate=2),
+)
+
+
+def policy_found_elsewhere() -> PolicyRecord:
+    """On other images, in other classes, with a stem of 6 bits."""
+    work = api.count("resnet8", image_size=32, num_classes=3)
+    bits = {name: LayerBits(3, 2) for name in work.layers} | {"conv1": LayerBits(6, 6)}
+    policy = BitPolicy(network="resnet8", bits=bits, pinned=frozenset({"conv1"}))
+    return PolicyRecord.measured(policy, work, method="gmpq", settings={}, image_size=32, num_classes=3)
+
+
+def test_a_finetune_is_counted_where_it_will_be_and_its_hours_are_steps_times_seconds() -> None:
+    given = policy_found_elsewhere()
+    found = api.survey_finetune(PROMOTION, given, threads=1)
+    here = api.count("resnet8", image_size=16, num_classes=10)
+    assert found.costs["bops_g"] == here.bops_g(given.policy)
+    assert found.costs["bops_g"] < given.costs["bops_g"] / 3
+    assert found.costs["float_mb"] > 0
+    assert found.steps == 3 * (1438 // 128)
+    assert found.device_hours > found.steps * found.step_s / 3600 > 0
+    many = api.survey_finetune(PROMOTION, given, threads=1, workers=3)
+    assert many.steps == found.steps
+
+
+def test_a_finetune_that_would_fail_later_fails_in_its_survey() -> None:
+    given = policy_found_elsewhere()
+    other = replace(given, policy=replace(given.policy, bits={**given.policy.bits, "layer9": LayerBits(2, 2)}))
+    with pytest.raises(ConfigError, match="layers the network does not have: layer9"):
+        api.survey_finetune(PROMOTION, other, threads=1)
+    large = replace(PROMOTION, finetune=replace(PROMOTION.finetune, batch_size=2000))
+    with pytest.raises(ConfigError, match="batch_size is 2000, but there are only 1438 training images"):
+        api.survey_finetune(large, given, threads=1)
+    few = replace(PROMOTION, finetune=replace(PROMOTION.finetune, batch_size=2))
+    with pytest.raises(ConfigError, match="3 workers cannot share 1438 images in batches of 2"):
+        api.survey_finetune(few, given, threads=1, workers=3)
+    unnamed = replace(PROMOTION, finetune=replace(PROMOTION.finetune, quantizer="searched"))
+    with pytest.raises(ConfigError, match="nothing was searched here; name a quantiser"):
+        api.survey_finetune(unnamed, given, threads=1)
+    with pytest.raises(CoverageError, match="attribution has nothing to rank"):
+        api.survey_finetune(replace(PROMOTION, data=replace(PROMOTION.data, image_size=4)), given, threads=1)
+
+
+@pytest.mark.long
+def test_the_survey_of_a_finetune_is_within_a_factor_of_two_of_the_finetune(tmp_path: Path) -> None:
+    given, threads = policy_found_elsewhere(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        api.ensure_reference(PROMOTION, quiet, store=tmp_path)
+        ratios = []
+        for _ in range(ATTEMPTS):
+            found = api.survey_finetune(PROMOTION, given, threads=1)
+            result = api.finetune(PROMOTION, given, quiet, store=tmp_path)
+            ratios.append(found.device_hours / result.metrics["device_hours"])
+            if 0.5 <= ratios[-1] <= 2:
+                break
+        else:
+            pytest.fail(f"estimated over measured of {ATTEMPTS} attempts: {ratios}")
+    finally:
+        torch.set_num_threads(threads)
+    assert {name: result.metrics[name] for name in found.costs} == dict(found.costs)
