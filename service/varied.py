@@ -319,13 +319,13 @@ def _written(source: Source, name: str, fixed: Fixed, space: Mapping[str, Domain
 
 
 def check_batches(source: Source, workers: int, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> None:
-    """Every batch is shared equally by the workers."""
+    """Every worker gets at least one image of every batch."""
     for name in ("reference", *STAGES):
         for place, sizes in possible(name, "batch_size", trial, fixed, space):
             for images in sizes:
-                if int(images) % workers:
-                    message = f"{images} images cannot be shared equally by {workers} workers"
-                    source.add(place, f"{'.'.join(place)}: {message}; give multiples of {workers}")
+                if int(images) < workers:
+                    message = f"{workers} workers cannot share batches of {images}"
+                    source.add(place, f"{'.'.join(place)}: {message}; give at least {workers}")
 
 
 def possible(
@@ -337,8 +337,7 @@ def possible(
     found: list[tuple[tuple[str, ...], tuple[Scalar, ...]]] = []
     if domain:
         plain = range_of(domain)
-        # Both ends of a range may be multiples, but not two neighbours in it.
-        values = (plain.low, plain.low + 1) if isinstance(plain, Int) else plain.examples()
+        values = (plain.low, plain.high) if isinstance(plain, Int) else plain.examples()
         found.append((("space", name), values))
     if domain is None or isinstance(domain, Conditional):
         found.append(((place, key), (fallback(getattr(trial, place), place, key, fixed, is_varied=bool(domain)),)))
