@@ -182,3 +182,16 @@ def test_calibration_gives_each_layers_output_its_float_size_and_leaves_the_bias
         with torch.no_grad():
             unscaled = single(inputs) - (7.0 if name == "conv" else -3.0)
         torch.testing.assert_close(made, gain * unscaled, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_activations_get_the_codes_and_the_slopes_of_their_exact_values() -> None:
+    torch.manual_seed(0)
+    quantizer, rough = DaqActivations((8,), signed=False), (torch.rand(3000) * 4).bfloat16()
+    upstream = torch.randn(3000).bfloat16()
+    results = []
+    for x in (rough.requires_grad_(), rough.detach().float().requires_grad_()):
+        y = quantizer(x, ONE)
+        results.append((y, *torch.autograd.grad(y, [x, quantizer.high], upstream.to(y.dtype))))
+    assert [part.dtype for part in results[0]] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    for half, whole in zip(*results, strict=True):
+        torch.testing.assert_close(half, whole.to(half.dtype))
