@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command()
 @sweep_argument
 @storage_option
-@click.option("--trial", "trials", multiple=True, metavar="N", help="This trial's policy, on the front or not; again.")
+@click.option(
+    "--trial", "trials", multiple=True, metavar="N", help="This trial's policy or network, on the front or not; again."
+)
 @click.option("--knee", "which", flag_value="knee", default="knee", help="The front's knee.  [default]")
 @click.option("--front", "which", flag_value="front", help="The whole front, cheapest first.")
 @click.option("--name", "model", default="", help="The registered model.  [default: the sweep's name]")
@@ -37,10 +39,11 @@ def register(
     uri: str,
     as_json: bool,
 ) -> None:
-    """Register policies of a sweep as versions of a model in MLflow's registry.
+    """Register policies of a sweep, or networks of a promotion, as versions of a model in MLflow's registry.
 
-    A policy is one version, however often it is registered and however many trials found it. The commands of `policy`
-    then take models:/NAME/VERSION and models:/NAME@ALIAS.
+    A policy is one version, however often it is registered and however many trials found it; a network is one by its
+    finetune, and MLflow loads it by itself. The commands of `policy` then take models:/NAME/VERSION and
+    models:/NAME@ALIAS.
     """
     from service.registrable import check_names, choose
     from service.registry import Registry
@@ -66,7 +69,7 @@ def register(
 
 
 def _lines(sweep: str, one: Registered) -> list[str]:
-    policy = f"{sweep}/{one.trial}'s policy {one.policy_hash[:10]}"
+    policy = f"{sweep}/{one.trial}'s {one.what} {one.policy_hash[:10]}"
     match one.added:
         case "version":
             lines = [f"{one.uri}: {policy}, {one.place}"]
@@ -75,7 +78,9 @@ def _lines(sweep: str, one: Registered) -> list[str]:
         case _:
             lines = [f"{one.uri}: has {policy} already; nothing was added"]
     others = [trial for trial in one.found_by if trial != one.trial]
-    if one.added and others:
+    if one.added and one.what == "network":
+        lines.append(f"{one.uri}: its policy was found by {', '.join(one.found_by)}")
+    elif one.added and others:
         lines.append(f"{one.uri}: {', '.join(others)} found these bits, too")
     if not one.on_front:
         lines.append(f"{one.uri}: {one.trial} is {one.place}; it is registered because it was named")

@@ -1,4 +1,7 @@
-"""Who found a registered policy: what its version keeps of them in a tag, and tells in its description. No MLflow."""
+"""Who found a registered policy: what its version keeps of them in a tag, and tells in its description. No MLflow.
+
+A network's version keeps the trials that found its policy likewise; its description tells what it reaches itself.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.pareto import METRICS
+from service.pareto import METRICS, accuracy_among
 from trainables.policy_file import PolicyRecord
 
 LIMIT = 5000
@@ -96,3 +99,44 @@ class Lineage:
                 *([f"\nand {sum(self.more.values())} more"] if self.more else []),
             ]
         )
+
+
+def network_description(
+    metrics: Mapping[str, float], what: str, *, finetune: tuple[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """What a network reaches, what it costs, where it comes from: Markdown, with links to the runs in MLflow's UI.
+
+    Args:
+        metrics: measured on the target.
+        what: network and data.
+        finetune: PROMOTION_ID/TRIAL, and its run (EXPERIMENT/RUN).
+        found: by SWEEP_ID/TRIAL of the trials that found its policy: run, empty where it is not known, and top1 (%).
+    """
+    accuracy = accuracy_among(metrics)
+    key, run = finetune
+    measured = [f"| {metric.label} | {metrics[name]:.6g} |" for name, metric in METRICS.items() if name in metrics]
+    lines = [
+        f"{accuracy.told(metrics[accuracy.name])} at {metrics['bops_g']:.4g} G BOPs: {what}, finetuned as "
+        f"[{key}](#/experiments/{run.replace('/', '/runs/')}).",
+        "",
+        "| on the target | |",
+        "|---|---|",
+        *measured,
+        "",
+        "| policy found by | top-1 in the search (%) |",
+        "|---|---|",
+    ]
+    rows = [
+        f"| {_linked(finder, str(one['run']))} | " + (f"{one['top1']:.2f} |" if "top1" in one else "|")
+        for finder, one in found.items()
+    ]
+    for count in range(min(len(rows), MAX_FINDERS), -1, -1):
+        more = [f"\nand {len(rows) - count} more"] if count < len(rows) else []
+        text = "\n".join([*lines, *rows[:count], *more])
+        if len(text) <= LIMIT:
+            break
+    return text
+
+
+def _linked(key: str, run: str) -> str:
+    return f"[{key}](#/experiments/{run.replace('/', '/runs/')})" if run else key

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from service.front import find_front, ranks
 from service.mirror_lineage import Lineage
 from service.mirror_parent import ParentRun
-from service.promoted import MODEL_FOLDER, SOURCES_FILE, sources_of
+from service.promoted import MODEL_FOLDER, SOURCES_FILE, model_folder, sources_of
 from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord
 from service.run_facts import (
     EPOCHS_TAG,
@@ -29,6 +29,8 @@ from service.run_facts import (
     STATE_TAG,
     SWEEP_TAG,
     TRIAL_TAG,
+    DatasetFacts,
+    card_datasets,
     datasets,
     epoch_points,
     provenance,
@@ -38,7 +40,7 @@ from service.run_facts import (
 )
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import first_line, refusal
-from trainables.model_files import CARD_FILE
+from trainables.model_files import CARD_FILE, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,11 +221,19 @@ class Tracker:
                 runs.writer.files(run, [self.store.trial_folder(trial.trial_id) / name for name in TRIAL_FILES])
             runs.writer.untag(run, {ERROR_TAG, FAILURE_TAG} - set(tags))
             runs.writer.set_status(run, STATUS[state], end_ms=self._end_ms(trial, state))
-        runs.writer.inputs(run, datasets(sweep, [reference_of(sweep, trial)]))
+        runs.writer.inputs(run, self._datasets(sweep, trial))
         params = {} if run.described else {name: str(value) for name, value in trial.settings.items()}
         # Last: a run without its state is brought to it again by the next sync.
         runs.writer.log(run, params=params, points=points, tags=tags)
         return later
+
+    def _datasets(self, sweep: SweepRecord, trial: TrialRecord) -> list[DatasetFacts]:
+        """Those of the trial's reference, or else of its network."""
+        found = datasets(sweep, [reference_of(sweep, trial)])
+        folder = model_folder(self.store.trial_folder(trial.trial_id))
+        if found or sweep.kind == "search" or not (folder / CARD_FILE).exists():
+            return found
+        return card_datasets(sweep, ModelCard.load(folder))
 
     def _end_ms(self, trial: TrialRecord, state: str) -> int:
         """When the trial ended, or was last heard of; 0 while it runs."""

@@ -1,8 +1,8 @@
-"""Policies as models in MLflow: a logged model for each, and a version of a registered model, found by its hash.
+"""Policies and networks as models in MLflow: a logged model for each, and a version of a registered model.
 
-A version keeps who found its policy: of every such trial its run, its accuracy and its place on the front, in one tag,
-from which the description is written anew. So registering again adds nothing, and after the runs were rebuilt from
-the storage it leads to the new ones.
+A policy is found by its hash, a promotion's network by its finetune. A version keeps who found its policy: of every
+such trial its run, its accuracy and its place on the front, in one tag, from which the description is written anew. So
+registering again adds nothing, and after the runs were rebuilt from the storage it leads to the new ones.
 """
 
 from __future__ import annotations
@@ -13,50 +13,54 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import driver
 from service.front import find_front
-from service.lineage import Lineage
+from service.lineage import Lineage, network_description
 from service.mirror import Tracker
-from service.records import POLICY_FILE, SweepStore, TrialRecord
+from service.pareto import METRICS, losses
+from service.promoted import sources_of
+from service.records import SweepStore, TrialRecord
+from service.registered_content import FINETUNE_TAG, Content, content_of
 from service.registered_policy import MODELS_PREFIX
-from service.registrable import place_of
+from service.registrable import check_names, place_of
 from service.run_facts import (
+    FOUND_TAG,
     FRONT_TAG,
+    HASH_TAG,
+    ID_TAG,
     PARENT_TAG,
     STATE_TAG,
     SWEEP_TAG,
+    TAG_LENGTH,
     TRIAL_TAG,
+    DatasetFacts,
+    card_datasets,
     datasets,
+    kind_tags,
     provenance,
     reference_of,
     result_points,
 )
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import connect, refusal, without_secrets
-from trainables.errors import ConfigError, TrackingError
+from trainables.errors import ConfigError, StorageError, TrackingError, did_you_mean
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-HASH_TAG = "bitfront.policy_hash"
-FOUND_TAG = "bitfront.found_by"
-"""Of a version: SWEEP_ID/TRIAL of each trial that found its policy, with what `_finding` says of it. JSON."""
 VERSIONS_TAG = "mlflow.modelVersions"
 """Of a logged model: the versions that were made of it. A server writes it, the embedded database does not."""
-FLAVOUR = "bitfront"
-"""The key of the MLmodel file under which `policy` names the policy file."""
-MODEL_TYPE = "bitfront-policy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Registered:
-    """A version of the registered model, after its policy was registered."""
+    """A version of the registered model, after its policy or network was registered."""
 
     model: str
     version: str
@@ -68,9 +72,13 @@ class Registered:
     added: str
     """`version` for a new one, `lineage` where one got another trial or run, empty where all was there."""
     found_by: tuple[str, ...]
-    """All trials of the sweep that found this policy."""
+    """All trials of the sweep that found this policy; of a promotion's network SWEEP/TRIAL of those in their sweeps."""
+    what: str
+    """policy or network."""
     aliases: Mapping[str, str]
     """That it has now because they were asked for: alias and the version that had it before, empty for none."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Aliases that were asked for and stay where they are, as that version is better."""
 
     @property
     def uri(self) -> str:
@@ -89,14 +97,15 @@ class Registry:
         self.client: MlflowClient = connect(uri)
 
     def register(self, trials: Sequence[TrialRecord], *, model: str, aliases: Sequence[str] = ()) -> list[Registered]:
-        """Makes each trial's policy a version of `model`, unless it is one; trials with one policy are one version.
+        """Makes each trial's policy, or network, a version of `model`, unless it is one.
+
+        Trials with one policy are one version.
 
         Raises TrackingError where MLflow refuses; what was made until then is found again.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
+        refusals = _refusals()
         chosen = {trial.policy_hash: trial for trial in reversed(trials)}
+        contents = {trial.trial_id: content_of(self.store, trial) for trial in chosen.values()}
         if aliases and len(chosen) > 1:
             raise ConfigError(
                 f"--alias {aliases[0]} is for one policy, and {len(chosen)} are chosen; name its trial: --trial "
@@ -108,17 +117,17 @@ class Registry:
         def make() -> list[Registered]:
             runs = self._runs(self._finders(chosen.values()))
             self._ensure_model(model)
-            return [self._register(by_id[trial_id], model, aliases, runs) for trial_id in order]
+            return [self._register(by_id[one], contents[one], model, aliases, runs) for one in order]
 
         try:
             try:
                 return make()
-            except (MlflowException, SQLAlchemyError) as error:
+            except refusals as error:
                 if not _is_taken(error):
                     raise
                 # Another process has made the same in this moment: it is found now.
                 return make()
-        except (MlflowException, SQLAlchemyError) as error:
+        except refusals as error:
             again = "; another process registers the same: run it again" if _is_taken(error) else ""
             raise TrackingError(f"{refusal(self.uri, error)}{again}") from None
 
@@ -161,25 +170,30 @@ class Registry:
     def _ensure_model(self, model: str) -> None:
         if not self.client.search_registered_models(f"name = '{model}'"):
             about = f"Quantization policies, each a version; bitfront policy show {MODELS_PREFIX}{model}/1"
+            if self.sweep.kind == "finetune":
+                about = f"Quantised networks, each a version; mlflow.pyfunc.load_model({f'{MODELS_PREFIX}{model}/1'!r})"
             self.client.create_registered_model(model, description=about)
 
-    def _register(self, trial: TrialRecord, model: str, aliases: Sequence[str], runs: Mapping[str, Run]) -> Registered:
+    def _register(
+        self, trial: TrialRecord, content: Content, model: str, aliases: Sequence[str], runs: Mapping[str, Run]
+    ) -> Registered:
         finders = sorted(self._finders([trial]), key=lambda other: (other.trial_id != trial.trial_id, other.number))
-        logged, version = self._existing(model, trial.policy_hash, runs[trial.trial_id])
+        logged, version = self._existing(model, content, runs[trial.trial_id])
         added = "" if version else "version"
         if logged is None:
-            logged = self._logged_model(trial, runs[trial.trial_id])
-        self._ensure_files(logged, trial)
+            logged = self._logged_model(trial, content, runs[trial.trial_id])
+        self._ensure_files(logged, content)
         for finder in finders:
-            self._link(runs[finder.trial_id], logged, finder)
+            self._link(runs[finder.trial_id], logged, finder, content)
         known = Lineage.read(version.tags.get(FOUND_TAG, "") if version else "")
-        mine = {f"{self.sweep.sweep_id}/{t.trial_id}": self._finding(t, runs[t.trial_id]) for t in finders}
-        lineage = known.with_sweep(self.sweep.sweep_id, mine).fitted(self.store.policy(trial.trial_id))
-        if version and {key: one["run"] for key, one in known.found.items()} != {
-            key: one["run"] for key, one in lineage.found.items()
-        }:
+        lineage, text = self._origin(trial, content, known, finders, runs)
+        if version and _runs_in(known) != _runs_in(lineage):
             added = "lineage"
-        version = self._written(version, logged, trial, model, lineage)
+        found_by = tuple(sorted(finder.trial_id for finder in finders))
+        if content.card:
+            found_by = tuple(source.name for source in sources_of(self.store.trial_folder(trial.trial_id)))
+        tags = {FRONT_TAG: str(lineage.on_front).lower(), FOUND_TAG: lineage.as_json()}
+        version = self._written(version, logged, {**self._tags(trial, content), **tags}, model, text)
         return Registered(
             model=model,
             version=str(version.version),
@@ -188,20 +202,63 @@ class Registry:
             place=place_of(trial, self.found),
             on_front=trial.trial_id in {member.trial_id for member in self.found.members},
             added=added,
-            found_by=tuple(sorted(finder.trial_id for finder in finders)),
-            aliases={alias: self._move(model, alias, str(version.version)) for alias in aliases},
+            found_by=found_by,
+            what=content.what,
+            aliases={alias: self.move(model, alias, str(version.version)) for alias in aliases},
         )
 
-    def _existing(self, model: str, policy_hash: str, run: Run) -> tuple[LoggedModel | None, ModelVersion | None]:
-        """The policy's version and the logged model behind it; a version whose logged model is deleted is none."""
-        mine = f"name = '{model}' and tags.`{HASH_TAG}` = '{policy_hash}'"
+    def _origin(
+        self,
+        trial: TrialRecord,
+        content: Content,
+        known: Lineage,
+        finders: Sequence[TrialRecord],
+        runs: Mapping[str, Run],
+    ) -> tuple[Lineage, str]:
+        """Who found the policy, as far as a tag has room for them, and the version's description."""
+        sweep_id = self.sweep.sweep_id
+        if content.card is None:
+            mine = {f"{sweep_id}/{finder.trial_id}": self._finding(finder, runs[finder.trial_id]) for finder in finders}
+            record = self.store.policy(trial.trial_id)
+            lineage = known.with_sweep(sweep_id, mine).fitted(record)
+            return lineage, lineage.description(record)
+        on_front = trial.trial_id in {member.trial_id for member in self.found.members}
+        found = {key: {**finding, "front": on_front} for key, finding in self._sources(trial).items()}
+        run = runs[trial.trial_id].info
+        what = f"{content.card.network} on {self.sweep.facts.get('data', '')}"
+        finetune = (f"{sweep_id}/{trial.trial_id}", f"{run.experiment_id}/{run.run_id}")
+        text = network_description(trial.metrics, what, finetune=finetune, found=found)
+        lineage = Lineage(found=found)
+        for count in range(len(found), 0, -1):
+            lineage = Lineage(found=dict(list(found.items())[:count]))
+            if len(lineage.as_json()) <= TAG_LENGTH:
+                break
+        return lineage, text
+
+    def _sources(self, trial: TrialRecord) -> dict[str, dict[str, Any]]:
+        """The trials that found the policy of a promotion's trial, with their runs where these are recorded here."""
+        writer, found = RunWriter(self.uri, experiment=self.experiment), {}
+        for source in sources_of(self.store.trial_folder(trial.trial_id)):
+            query = f"tags.`{ID_TAG}` = '{source.sweep_id}' AND tags.`{TRIAL_TAG}` = '{source.trial}'"
+            runs = writer.search_everywhere(query)
+            where = f"{runs[0].info.experiment_id}/{runs[0].info.run_id}" if runs else ""
+            worth = {name: source.metrics[name] for name in ("top1", "ard") if name in source.metrics}
+            found[f"{source.sweep_id}/{source.trial}"] = {"run": where, **worth}
+        return found
+
+    def _existing(self, model: str, content: Content, run: Run) -> tuple[LoggedModel | None, ModelVersion | None]:
+        """The content's version and the logged model behind it; a version whose logged model is deleted is none."""
+        tag, value = content.identity
+        mine = f"name = '{model}' and tags.`{tag}` = '{value}'"
         for version in sorted(self.client.search_model_versions(mine), key=lambda one: int(one.version)):
+            if content.card is None and FINETUNE_TAG in version.tags:
+                continue
             logged = self._alive(version.source.removeprefix(MODELS_PREFIX))
             if logged is not None:
                 return logged, version
         # Of another registered model, or of an attempt that was cut off.
-        found = self.client.search_logged_models([run.info.experiment_id], f"tags.`{HASH_TAG}` = '{policy_hash}'")
-        return next(iter(found), None), None
+        found = self.client.search_logged_models([run.info.experiment_id], f"tags.`{tag}` = '{value}'")
+        return next((one for one in found if content.card or FINETUNE_TAG not in one.tags), None), None
 
     def _alive(self, model_id: str) -> LoggedModel | None:
         from mlflow.exceptions import MlflowException
@@ -213,53 +270,52 @@ class Registry:
                 raise
             return None
 
-    def _logged_model(self, trial: TrialRecord, run: Run) -> LoggedModel:
-        record = self.store.policy(trial.trial_id)
-        params = {"network": record.policy.network, "method": record.method}
+    def _logged_model(self, trial: TrialRecord, content: Content, run: Run) -> LoggedModel:
         return self.client.create_logged_model(
             run.info.experiment_id,
-            name=f"policy-{trial.policy_hash[:10]}",
+            name=content.name,
             source_run_id=run.info.run_id,
-            tags=self._tags(trial),
-            params=params | {name: str(value) for name, value in trial.settings.items()},
-            model_type=MODEL_TYPE,
+            tags=self._tags(trial, content),
+            params=dict(content.params),
+            model_type=content.model_type,
         )
 
-    def _tags(self, trial: TrialRecord) -> dict[str, str]:
+    def _tags(self, trial: TrialRecord, content: Content) -> dict[str, str]:
         sweep = self.sweep
         ours = {name: value for name, value in provenance(sweep).items() if name.startswith("bitfront.")}
-        return {**ours, SWEEP_TAG: sweep.sweep_id, TRIAL_TAG: trial.trial_id, HASH_TAG: trial.policy_hash}
+        mine = {SWEEP_TAG: sweep.sweep_id, TRIAL_TAG: trial.trial_id, HASH_TAG: trial.policy_hash}
+        return {**ours, **kind_tags(sweep), **mine, content.identity[0]: content.identity[1]}
 
-    def _ensure_files(self, logged: LoggedModel, trial: TrialRecord) -> None:
-        """Policy file, picture and MLmodel, and that the model is ready: also where an attempt was cut off before."""
+    def _ensure_files(self, logged: LoggedModel, content: Content) -> None:
+        """All files and MLmodel, and that the model is ready: also where an attempt was cut off before."""
         from mlflow.models import Model
 
         there = {file.path for file in self.client.list_logged_model_artifacts(logged.model_id)}
-        if logged.status == "READY" and {POLICY_FILE, "MLmodel"} <= there:
+        if logged.status == "READY" and {*content.needed, "MLmodel"} <= there:
             return
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for file in (POLICY_FILE, "bits.png"):
-                if (self.store.trial_folder(trial.trial_id) / file).exists():
-                    shutil.copy(self.store.trial_folder(trial.trial_id) / file, folder)
+            for file in content.files:
+                if file.exists():
+                    shutil.copy(file, folder)
             description = Model(
                 artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
             )
-            description.add_flavor(FLAVOUR, policy=POLICY_FILE, policy_hash=trial.policy_hash)
+            for flavour, settings in content.flavours.items():
+                description.add_flavor(flavour, **settings)
             description.save(str(folder / "MLmodel"))
             self.client.log_model_artifacts(logged.model_id, str(folder))
         if logged.status != "READY":
             self.client.finalize_logged_model(logged.model_id, "READY")
 
-    def _link(self, run: Run, logged: LoggedModel, trial: TrialRecord) -> None:
+    def _link(self, run: Run, logged: LoggedModel, trial: TrialRecord, content: Content) -> None:
         """Makes the model an output of the run, with what the trial measured of it and on which data."""
         from mlflow.entities import LoggedModelOutput, Metric
 
         outputs = run.outputs.model_outputs if run.outputs else []
         if any(output.model_id == logged.model_id for output in outputs):
             return
-        sweep = self.sweep
-        data = [one for one in datasets(sweep, [reference_of(sweep, trial)]) if one.context == "validation"]
+        data = [one for one in self._datasets(trial, content) if one.context == "validation"]
         on_data = (data[0].name, data[0].digest) if data else (None, None)
         metrics = [
             # As the mirror has written them: a point that is there is not written again.
@@ -269,6 +325,10 @@ class Registry:
         self.client.log_batch(run.info.run_id, metrics=metrics)
         # Last: a run without it is linked again.
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, 0)])
+
+    def _datasets(self, trial: TrialRecord, content: Content) -> list[DatasetFacts]:
+        found = datasets(self.sweep, [reference_of(self.sweep, trial)])
+        return found if found or content.card is None else card_datasets(self.sweep, content.card)
 
     def _finding(self, trial: TrialRecord, run: Run) -> dict[str, Any]:
         """What a version keeps of a trial that found its policy."""
@@ -284,26 +344,24 @@ class Registry:
         self,
         version: ModelVersion | None,
         logged: LoggedModel,
-        trial: TrialRecord,
+        tags: Mapping[str, str],
         model: str,
-        lineage: Lineage,
+        text: str,
     ) -> ModelVersion:
-        """The version with all that is known of its policy; made where there is none."""
-        text, found = lineage.description(self.store.policy(trial.trial_id)), lineage.as_json()
-        on_front = str(lineage.on_front).lower()
+        """The version with all that is known of it; made where there is none."""
         if version is None:
             with _global_uri(self.uri):
                 version = self.client.create_model_version(
                     model,
                     f"{MODELS_PREFIX}{logged.model_id}",
                     run_id=logged.source_run_id,
-                    tags={**self._tags(trial), FRONT_TAG: on_front, FOUND_TAG: found},
+                    tags=dict(tags),
                     description=text,
                     model_id=logged.model_id,
                 )
-        for name, value in ((FRONT_TAG, on_front), (FOUND_TAG, found)):
-            if version.tags.get(name) != value:
-                self.client.set_model_version_tag(model, str(version.version), name, value)
+        for name in (FRONT_TAG, FOUND_TAG):
+            if version.tags.get(name) != tags[name]:
+                self.client.set_model_version_tag(model, str(version.version), name, tags[name])
         if version.description != text:
             self.client.update_model_version(model, str(version.version), text)
         self._mark(logged, model, str(version.version))
@@ -316,12 +374,83 @@ class Registry:
             content = json.dumps([*known, {"name": model, "version": version}])
             self.client.set_logged_model_tags(logged.model_id, {VERSIONS_TAG: content})
 
-    def _move(self, model: str, alias: str, version: str) -> str:
+    def move(self, model: str, alias: str, version: str) -> str:
         """Gives the version the alias; the version that had it before, empty for none."""
         before = str(self.client.get_registered_model(model).aliases.get(alias, ""))
         if before != version:
             self.client.set_registered_model_alias(model, alias, version)
         return before
+
+    def holder_is_better(self, model: str, alias: str, trial: TrialRecord, objective: str) -> str:
+        """The version that has the alias and is better on the same data; empty for none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version_by_alias(model, alias)
+        except MlflowException:
+            return ""
+        logged = self._alive(version.source.removeprefix(MODELS_PREFIX))
+        data = [one for one in self._datasets(trial, content_of(self.store, trial)) if one.context == "validation"]
+        theirs = [
+            metric.value
+            for metric in (logged.metrics or [] if logged else [])
+            if data and (metric.key, metric.dataset_digest) == (objective, data[0].digest)
+        ]
+        mine = losses(trial.metrics, (METRICS[objective],))
+        better = any(losses({objective: value}, (METRICS[objective],)) < mine for value in theirs)
+        return str(version.version) if better else ""
+
+
+def register_best(
+    store: SweepStore, uri: str, experiment: str, *, model: str, alias: str, objective: str
+) -> Registered:
+    """Registers a promotion's best network by a metric, and gives it the alias.
+
+    The alias stays where it is when the version that has it, of another promotion, is better on the same data. Of
+    equal networks the cheaper one is registered. Raises ConfigError for a metric that was not measured, StorageError
+    where nothing is finetuned within the constraints, TrackingError where MLflow refuses.
+    """
+    check_names(model, [alias] if alias else [])
+    registry = Registry(store, uri=uri, experiment=experiment)
+    best = best_by(registry.found.kept, objective, name=store.folder.name)
+    (found,) = registry.register([best], model=model)
+    if not alias:
+        return found
+    try:
+        better = registry.holder_is_better(model, alias, best, objective)
+        if better and better != found.version:
+            return replace(found, kept={alias: better})
+        return replace(found, aliases={alias: registry.move(model, alias, found.version)})
+    except _refusals() as error:
+        raise refusal(uri, error) from None
+
+
+def best_by(trials: Sequence[TrialRecord], objective: str, *, name: str) -> TrialRecord:
+    """The best of these trials by a metric; of equal ones the cheapest, and then the first."""
+    if not trials:
+        raise StorageError(f"{name} has no finished finetune within its constraints; see `bitfront status {name}`.")
+    known = [one for one in METRICS if all(one in trial.metrics for trial in trials)]
+    if objective not in known:
+        raise ConfigError(
+            f"register.objective is {objective!r}, which {name} does not measure{did_you_mean(objective, known)}."
+        )
+
+    def order(trial: TrialRecord) -> tuple[float, float, int]:
+        return losses(trial.metrics, (METRICS[objective],))[0], trial.metrics["bops_g"], trial.number
+
+    return min(trials, key=order)
+
+
+def _runs_in(lineage: Lineage) -> dict[str, str]:
+    return {key: one["run"] for key, one in lineage.found.items()}
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What MLflow raises where it refuses."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError
 
 
 def _is_taken(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from service.front import accuracy_of
 from service.pareto import check_objectives, feasible, losses, parse_constraint
 from service.promoted import Source
 from service.records import STATES, State, SweepRecord, TrialRecord, printable
+from trainables.model_files import ModelCard
 
 SWEEP_TAG, TRIAL_TAG = "bitfront.sweep", "bitfront.trial"
 NAME_TAG, ID_TAG = "bitfront.sweep_name", "bitfront.sweep_id"
@@ -161,6 +162,12 @@ def datasets(sweep: SweepRecord, references: Iterable[str]) -> list[DatasetFacts
                 context=context,
             )
     return list(found.values())
+
+
+def card_datasets(sweep: SweepRecord, card: ModelCard) -> list[DatasetFacts]:
+    """The data sets of a finetune that has no reference, by what its network says of them."""
+    about = {"key": {"data_fingerprint": card.data_fingerprint, "data": {**card.config.get("data", {}), "name": ""}}}
+    return datasets(replace(sweep, references=about), ["key"])
 
 
 def epoch_points(history: Sequence[Mapping[str, Any]], *, recorded: int) -> list[MetricPoint]:
