@@ -39,6 +39,7 @@ data_option = click.option(
     type=click.IntRange(min=0),
     help="ONNX: images on which onnxruntime and PyTorch are compared; 0: none.",
 )
+@click.option("--backbone", is_flag=True, help="Of a detector, whose backbone alone is exported.")
 @data_option
 @force_option
 @json_option
@@ -50,6 +51,7 @@ def export(
     opset: int,
     normalised: bool,
     images: int,
+    backbone: bool,
     data_root: str | None,
     force: bool,
     as_json: bool,
@@ -79,12 +81,14 @@ def export(
             raise click.UsageError("-o names the encodings, such as network.encodings; the graph goes beside it.")
         check_output(output.with_suffix(".onnx"), force=force)
         with network_at(name, storage) as folder:
-            encodings = api.export_aimet(folder, output)
+            encodings = api.export_aimet(folder, output, backbone=backbone)
         _tell(output, encodings, export_report.of_aimet(output, encodings), as_json=as_json)
         return
     takes: Literal["normalised", "pixels"] = "normalised" if normalised else "pixels"
     with network_at(name, storage) as folder:
-        graph = api.export_onnx(folder, output, opset=opset, takes=takes, images=images, data_root=data_root)
+        graph = api.export_onnx(
+            folder, output, opset=opset, takes=takes, images=images, data_root=data_root, backbone=backbone
+        )
     _tell(output, graph, export_report.of_onnx(output, graph), as_json=as_json)
 
 

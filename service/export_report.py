@@ -29,11 +29,14 @@ def of_onnx(output: Path, report: OnnxReport) -> list[str]:
 
 def _agreement(found: Agreement) -> list[str]:
     images = "validation images" if found.real else "images of noise (the data set is not here: --data)"
+    what = f"the same class for {found.same_class}; logits"
+    if found.same_class is None:
+        images, what = "images of noise", "entries of the feature maps"
     return [
-        f"onnxruntime and PyTorch on {found.images} {images}: the same class for {found.same_class}; logits differ by "
+        f"onnxruntime and PyTorch on {found.images} {images}: {what} differ by "
         f"{found.mean_error:.2g} on average and {found.max_error:.2g} at most, the largest: {found.largest_logit:.3g}",
         f"layer by layer on {found.layer_images} of them: {found.ties} of {found.activations} activations rounded the "
-        f"other way, all at ties; with the same activations logits differ by {found.layer_error:.2g} at most",
+        f"other way, all at ties; with the same activations they differ by {found.layer_error:.2g} at most",
     ]
 
 

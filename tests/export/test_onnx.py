@@ -1,5 +1,6 @@
 """ONNX files of real networks on real images, run by onnxruntime."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,21 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tests.export.networks import deployed, images_of
+from tests.export.networks import deployed, images_of, mixed_policy
+from trainables.detection.calibration import calibrate_detector
+from trainables.detection.costs import count_detector
+from trainables.detection.detectors import build_detector, carried_over
+from trainables.detector_config import DetectionDataConfig, DetectorConfig, DetectorNetworkConfig
 from trainables.errors import ConfigError
 from trainables.export import onnx_model
 from trainables.export.agreement import compare
 from trainables.export.onnx_model import OnnxNetwork, build_onnx
-from trainables.finetune_config import DeployedQuantizer
+from trainables.finetune_config import DeployedQuantizer, FinetuneConfig
 from trainables.finetuned_model import LoadedModel
+from trainables.model_files import ModelCard
+from trainables.policy_file import PolicyRecord
 from trainables.quantizers.layers import quant_layers
+from trainables.supernet import deploy
 
 QUANTIZERS: tuple[DeployedQuantizer, ...] = ("pact", "hwgq", "lsq", "daq")
 Made = tuple[LoadedModel, OnnxNetwork]
@@ -55,7 +63,7 @@ def tensors(model: onnx.ModelProto) -> dict[str, Any]:
 def compared(loaded: LoadedModel, built: OnnxNetwork, *, images: int = 128) -> Any:
     card = loaded.card
     shown = images_of("digits", card.image_size, images)
-    return compare(loaded.net, built.model, shown, grids=built.grids, stored=built.stored, real=True)
+    return compare(built, shown, real=True)
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -148,7 +156,7 @@ def test_a_file_that_computes_something_else_is_told(
     (tensor,) = [tensor for tensor in changed.graph.initializer if tensor.name == f"fc.{suffix}"]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
     with pytest.raises(ConfigError, match=message):
-        compared(loaded, OnnxNetwork(changed, built.grids, built.stored), images=16)
+        compared(loaded, dataclasses.replace(built, model=changed), images=16)
 
 
 def test_a_network_of_users_that_shares_a_weight_is_refused() -> None:
@@ -174,6 +182,52 @@ def test_large_networks_agree_layer_by_layer(
     loaded = deployed(network, quantizer, data=data, image_size=image_size)
     built = build_onnx(loaded, opset=21, takes="normalised")
     images = images_of(data, image_size, 64)
-    found = compare(loaded.net, built.model, images, grids=built.grids, stored=built.stored, real=True)
+    found = compare(built, images, real=True)
     assert found.activations > 10**5
     assert found.ties <= 2e-3 * found.activations
+
+
+@pytest.fixture(scope="module")
+def detector() -> LoadedModel:
+    """Faster R-CNN for images of 64×96 pixels, with fresh weights."""
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        detector=DetectorNetworkConfig(name="fasterrcnn_resnet18", min_size=64, max_size=96),
+        data=DetectionDataConfig(format="voc", root="nowhere", train=("2007/trainval",), validation=("2007/test",)),
+        finetune=FinetuneConfig(epochs=1, quantizer="lsq"),
+    )
+    built = build_detector(config.detector, num_classes=3)
+    work = count_detector(built.net.eval(), torch.rand(3, 64, 96))
+    classifier = mixed_policy("resnet18", image_size=32, num_classes=2, images=torch.randn(8, 3, 32, 32), seed=0)
+    policy = carried_over(classifier.policy, built, name=config.detector.name, head_bits=8)
+    net = deploy(built.net, work, policy, "lsq").eval()
+    calibrate_detector(net, list(torch.rand(2, 3, 64, 96)))
+    record = PolicyRecord.measured(policy, work, method="gmpq", settings={}, image_size=0, num_classes=3)
+    card = ModelCard(
+        task="detection",
+        network=config.detector.name,
+        num_classes=3,
+        image_size=0,
+        quantizer="lsq",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        config=json.loads(json.dumps(dataclasses.asdict(config))),
+    )
+    return LoadedModel(net, card, record)
+
+
+@pytest.mark.long
+def test_of_a_detector_the_backbone_is_exported_when_it_is_asked_for(detector: LoadedModel) -> None:
+    built = build_onnx(detector, opset=21, takes="normalised", backbone=True)
+    assert [value.name for value in built.model.graph.output] == [f"map_{level}" for level in range(5)]
+    assert set(built.grids) == {name for name in detector.record.policy.bits if name.startswith("backbone.")}
+    found = compare(built, torch.randn(2, 3, 64, 96), real=False)
+    assert found.same_class is None
+    assert found.ties <= 1e-4 * found.activations
+    with pytest.raises(ConfigError, match=r"fasterrcnn_resnet18 is a detector.*give --backbone"):
+        build_onnx(detector, opset=21, takes="normalised")
+
+
+def test_a_classifier_has_no_backbone_apart(made: dict[str, Made]) -> None:
+    with pytest.raises(ConfigError, match=r"resnet8 is a classifier, of which all is exported; leave --backbone out"):
+        build_onnx(made["pact"][0], opset=21, takes="normalised", backbone=True)

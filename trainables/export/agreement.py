@@ -7,7 +7,6 @@ PyTorch is given what onnxruntime's layers read, and each quantiser must come to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 
 from trainables.errors import ConfigError
 from trainables.export.float_graph import INPUT
-from trainables.export.layer_grids import LayerGrids
-from trainables.export.qdq import Stored
+from trainables.export.onnx_model import OnnxNetwork
 from trainables.export.report import Agreement
 from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.layers import quant_layers
@@ -34,12 +32,9 @@ LAYER_IMAGES = 8
 
 
 def compare(
-    net: nn.Module,
-    model: ModelProto,
+    built: OnnxNetwork,
     images: Tensor,
     *,
-    grids: Mapping[str, LayerGrids],
-    stored: Mapping[str, Stored],
     real: bool,
     mean: Tensor | None = None,
     std: Tensor | None = None,
@@ -49,14 +44,15 @@ def compare(
     Raises ConfigError where a difference is none of rounding.
     """
     fed = images if mean is None or std is None else images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
-    ours, theirs = _logits(net, images), _run(model, fed, [])[0]
+    net, model = built.part.net, built.model
+    (theirs,), ours = _run(model, fed, []), _logits(net, images)
     errors = np.abs(ours - theirs)
     few, fed = images[:LAYER_IMAGES], fed[:LAYER_IMAGES]
-    activations, ties, layer_error = _layer_by_layer(net, model, few, fed, grids, stored)
+    activations, ties, layer_error = _layer_by_layer(built, few, fed)
     return Agreement(
         images=len(images),
         real=real,
-        same_class=int((ours.argmax(1) == theirs.argmax(1)).sum()),
+        same_class=int((ours.argmax(1) == theirs.argmax(1)).sum()) if built.part.outputs == ("logits",) else None,
         max_error=float(errors.max()),
         mean_error=float(errors.mean()),
         largest_logit=float(np.abs(ours).max()),
@@ -69,23 +65,29 @@ def compare(
 
 @torch.no_grad()
 def _logits(net: nn.Module, images: Tensor) -> Any:
-    return net(images).numpy()
+    """[N, classes]; of feature maps all entries of an image in a row, [N, entries]."""
+    return _rows(net(images))
+
+
+def _rows(found: Any) -> Any:
+    maps = [np.asarray(one) for one in (found if isinstance(found, list | tuple) else [found])]
+    return np.concatenate([one.reshape(len(one), -1) for one in maps], axis=1)
 
 
 def _run(model: ModelProto, images: Tensor, tensors: list[str]) -> list[Any]:
-    """The graph's output and then `tensors`, as onnxruntime computes them with its own settings."""
+    """The graph's outputs in rows and then `tensors`, as onnxruntime computes them with its own settings."""
     import onnx
     import onnxruntime
 
+    outputs = [value.name for value in model.graph.output]
     if tensors:
         model = onnx.ModelProto.FromString(model.SerializeToString())
-        known = {value.name for value in model.graph.output}
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns of optimisations that it leaves out
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [session.get_outputs()[0].name, *tensors]
-    return list(session.run(names, {INPUT: images.numpy()}))
+    found = session.run([*outputs, *tensors], {INPUT: images.numpy()})
+    return [_rows(found[: len(outputs)]), *found[len(outputs) :]]
 
 
 class _Forced(nn.Module):
@@ -123,15 +125,9 @@ class _Forced(nn.Module):
             )
 
 
-def _layer_by_layer(
-    net: nn.Module,
-    model: ModelProto,
-    images: Tensor,
-    fed: Tensor,
-    grids: Mapping[str, LayerGrids],
-    stored: Mapping[str, Stored],
-) -> tuple[int, int, float]:
+def _layer_by_layer(built: OnnxNetwork, images: Tensor, fed: Tensor) -> tuple[int, int, float]:
     """Activations, ties among them, and the largest difference of logits where PyTorch reads onnxruntime's."""
+    net, model, grids, stored = built.part.net, built.model, built.grids, built.stored
     tensors = list(dict.fromkeys(name for layer in stored.values() for name in layer.reads))
     logits, *found = _run(model, fed, tensors)
     values = {name: torch.from_numpy(array) for name, array in zip(tensors, found, strict=True)}

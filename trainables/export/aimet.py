@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trainables.errors import ConfigError
-from trainables.export.float_graph import float_copy, float_graph, readers_of
+from trainables.export.exported_part import exported_part
+from trainables.export.float_graph import float_graph, readers_of
 from trainables.export.layer_grids import LayerGrids, layer_grids
 from trainables.finetuned_model import LoadedModel
 from trainables.quantizers.layers import quant_layers
@@ -29,14 +30,12 @@ FEWEST_BITS = 4
 OPSET = 18
 
 
-def aimet_encodings(loaded: LoadedModel) -> tuple[dict[str, Any], ModelProto]:
+def aimet_encodings(loaded: LoadedModel, *, backbone: bool = False) -> tuple[dict[str, Any], ModelProto]:
     """The encodings' content, and the float graph whose tensors they name. Raises ConfigError for other grids."""
-    grids = layer_grids(loaded.net)
+    part = exported_part(loaded, backbone=backbone)
+    grids = layer_grids(part.net)
     _check_grids(grids, loaded.card.quantizer)
-    plain = float_copy(loaded.net)
-    model = float_graph(
-        plain, image_size=loaded.card.image_size, opset=OPSET, weights={f"{name}.weight" for name in grids}
-    )
+    model = float_graph(part, opset=OPSET, weights={f"{name}.weight" for name in grids})
     activations: dict[str, Any] = {}
     for name, layer in grids.items():
         act = layer.act
@@ -47,7 +46,7 @@ def aimet_encodings(loaded: LoadedModel) -> tuple[dict[str, Any], ModelProto]:
                     f"{name} reads the tensor {reader.data} on another grid than a layer before it, and AIMET has one "
                     "encoding for a tensor; give both the same bits with `bitfront policy set`, and finetune again."
                 )
-    _restore_weights(model, loaded.net)
+    _restore_weights(model, part.net)
     params = {
         f"{name}.weight": [_encoding(one.weight.scale, one.weight.lo, one.weight.hi, one.weight.bits)]
         for name, one in grids.items()

@@ -51,8 +51,9 @@ def export_onnx(
     takes: Literal["normalised", "pixels"],
     images: int,
     data_root: str | None,
+    backbone: bool,
 ) -> OnnxReport:
-    """Writes the classifier in `folder` as ONNX with quantised layers, whole or not at all.
+    """Writes the classifier in `folder`, or a detector's `backbone`, as quantised ONNX, whole or not at all.
 
     Args:
         folder: of a finetuned network.
@@ -61,23 +62,27 @@ def export_onnx(
         takes: images as the network sees them, or pixels of 0 to 1.
         images: on so many validation images it is compared with PyTorch first; 0: not.
         data_root: where the data set is, if not where the network's card says.
+        backbone: of a detector, of which nothing else is exported.
 
     Raises ConfigError where a package is missing, the network cannot be expressed, or the file would compute something
     else than PyTorch does.
     """
     from trainables.export import exporting
 
-    return exporting.export_onnx(folder, output, opset=opset, takes=takes, images=images, data_root=data_root)
+    return exporting.export_onnx(
+        folder, output, opset=opset, takes=takes, images=images, data_root=data_root, backbone=backbone
+    )
 
 
-def export_aimet(folder: Path, output: Path) -> AimetReport:
-    """Writes AIMET encodings of the classifier in `folder`, and its float graph beside them with the suffix .onnx.
+def export_aimet(folder: Path, output: Path, *, backbone: bool) -> AimetReport:
+    """Writes AIMET encodings of the classifier in `folder`, or of a detector's `backbone`, and the float graph beside
+    them with the suffix .onnx.
 
     Raises ConfigError where a package is missing or the format cannot express a grid.
     """
     from trainables.export import exporting
 
-    return exporting.export_aimet(folder, output)
+    return exporting.export_aimet(folder, output, backbone=backbone)
 
 
 def table(source: Path | PolicyRecord) -> str:

@@ -29,16 +29,19 @@ if TYPE_CHECKING:
 
     from trainables.export.onnx_model import OnnxNetwork, Pixels
 
+DETECTOR_IMAGES = 2
+"""On which a backbone is compared: they are large."""
+
 
 def export_onnx(
-    folder: Path, output: Path, *, opset: int, takes: Pixels, images: int, data_root: str | None
+    folder: Path, output: Path, *, opset: int, takes: Pixels, images: int, data_root: str | None, backbone: bool
 ) -> OnnxReport:
     """See `trainables.export.api.export_onnx`."""
     _check_installed("onnx", "onnxscript")
     from trainables.export.onnx_model import build_onnx
 
     loaded = load_model(folder)
-    built = build_onnx(loaded, opset=opset, takes=takes)
+    built = build_onnx(loaded, opset=opset, takes=takes, backbone=backbone)
     agreement, unchecked = _checked(loaded, built, takes=takes, images=images, data_root=data_root)
     with _written(output) as unfinished:
         unfinished.write_bytes(_serialised(built.model))
@@ -79,14 +82,11 @@ def _checked(
     from trainables.export.agreement import compare
 
     card = loaded.card
-    batch, real = _images(loaded, images, data_root)
+    batch, real = _images(loaded, built, images, data_root)
     pixels = takes == "pixels"
     found = compare(
-        loaded.net,
-        built.model,
+        built,
         batch,
-        grids=built.grids,
-        stored=built.stored,
         real=real,
         mean=torch.tensor(card.mean) if pixels else None,
         std=torch.tensor(card.std) if pixels else None,
@@ -94,32 +94,33 @@ def _checked(
     return found, ""
 
 
-def _images(loaded: LoadedModel, count: int, data_root: str | None) -> tuple[Tensor, bool]:
-    """The first validation images of the network's data set, or noise where it is not here."""
+def _images(loaded: LoadedModel, built: OnnxNetwork, count: int, data_root: str | None) -> tuple[Tensor, bool]:
+    """The first validation images of the network's data set, or noise where it is not here; of detectors always."""
     from trainables.data import load_data
     from trainables.data.splits import loader
 
-    card = loaded.card
+    size = built.part.example.shape[1:]
+    torch.manual_seed(0)
     try:
-        config = with_root(config_of(card), data_root)
-        assert isinstance(config, BenchConfig)  # detectors have been refused
+        config = with_root(config_of(loaded.card), data_root)
+        if not isinstance(config, BenchConfig):
+            return torch.randn(min(count, DETECTOR_IMAGES), *size), False
         splits = load_data(config.data)
     except (DataMissingError, StorageError):
         if data_root is not None:
             raise
-        torch.manual_seed(0)
-        return torch.randn(count, 3, card.image_size, card.image_size), False
+        return torch.randn(count, *size), False
     batches = loader(splits.validation, batch_size=min(count, len(splits.validation)), shuffle=False, seed=0, epoch=0)
     return next(iter(batches)).images, True
 
 
-def export_aimet(folder: Path, output: Path) -> AimetReport:
+def export_aimet(folder: Path, output: Path, *, backbone: bool) -> AimetReport:
     """See `trainables.export.api.export_aimet`."""
     _check_installed("onnx", "onnxscript")
     from trainables.export.aimet import FEWEST_BITS, aimet_encodings
 
     loaded = load_model(folder)
-    content, model = aimet_encodings(loaded)
+    content, model = aimet_encodings(loaded, backbone=backbone)
     with _written(output) as unfinished, _written(output.with_suffix(".onnx")) as unfinished_graph:
         unfinished_graph.write_bytes(_serialised(model))
         unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

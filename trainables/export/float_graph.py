@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from trainables.errors import ConfigError
+from trainables.export.exported_part import Part
 from trainables.quantizers.layers import QuantConv2d, quant_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 _TRANSPOSED = (1, 0)
 
 
@@ -45,26 +46,25 @@ def float_copy(net: nn.Module) -> nn.Module:
     return plain
 
 
-def float_graph(net: nn.Module, *, image_size: int, opset: int, weights: Collection[str]) -> ModelProto:
-    """The graph of `net` [N, 3, S, S] -> [N, classes], N open, with the parameters `weights` as inputs.
+def float_graph(part: Part, *, opset: int, weights: Collection[str]) -> ModelProto:
+    """The graph of a `part` without its quantisers, the number of images open, with the parameters `weights` as inputs.
 
     Constants are folded and needless nodes removed, but not where a weight that will be quantised has a part.
     """
     from onnx import helper
     from onnxscript import optimizer
 
-    images = torch.zeros(2, 3, image_size, image_size)
     with _quiet():
         try:
             program = torch.onnx.export(
-                net,
-                (images,),
+                float_copy(part.net),
+                (part.example,),
                 dynamo=True,
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(part.outputs),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
         except torch.onnx.errors.OnnxExporterError as error:

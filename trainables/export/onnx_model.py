@@ -1,4 +1,4 @@
-"""A finetuned classifier as one ONNX file: quantised layers, names, and metadata that say what it is."""
+"""A finetuned network as one ONNX file: quantised layers, names, and metadata that say what it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from trainables.errors import ConfigError
-from trainables.export.float_graph import INPUT, float_copy, float_graph
+from trainables.export.exported_part import Part, exported_part
+from trainables.export.float_graph import INPUT, float_graph
 from trainables.export.integer_types import OPSETS
 from trainables.export.layer_grids import LayerGrids, layer_grids
 from trainables.export.qdq import Stored, insert_layers
@@ -31,30 +32,31 @@ class OnnxNetwork:
     """A graph, and how its layers are stored."""
 
     model: ModelProto
+    part: Part
+    """What it is the graph of."""
     grids: dict[str, LayerGrids]
     stored: dict[str, Stored]
 
 
-def build_onnx(loaded: LoadedModel, *, opset: int, takes: Pixels) -> OnnxNetwork:
-    """The quantised graph of a classifier. Raises ConfigError for one that ONNX or PyTorch's exporter cannot hold."""
+def build_onnx(loaded: LoadedModel, *, opset: int, takes: Pixels, backbone: bool = False) -> OnnxNetwork:
+    """The quantised graph of a classifier, or of a detector's backbone.
+
+    Raises ConfigError for what ONNX or PyTorch's exporter cannot hold.
+    """
     from onnx import checker
 
     card = loaded.card
-    if card.task != "classification":
-        raise ConfigError(
-            f"{card.network} is a detector, whose boxes, matching and suppression depend on what it finds; ONNX is "
-            "written of classifiers. `--format csv` and the network's own folder say what its layers are."
-        )
     check_opset(opset)
-    grids = layer_grids(loaded.net)
+    part = exported_part(loaded, backbone=backbone)
+    grids = layer_grids(part.net)
     weights = {f"{name}.weight" for name in grids}
-    model = float_graph(float_copy(loaded.net), image_size=card.image_size, opset=opset, weights=weights)
+    model = float_graph(part, opset=opset, weights=weights)
     stored = insert_layers(model, grids, opset=opset)
     if takes == "pixels":
         _normalise(model, card)
-    _describe(model, loaded, stored, opset=opset, takes=takes)
+    _describe(model, loaded, part, stored, opset=opset, takes=takes)
     checker.check_model(model, full_check=True)
-    return OnnxNetwork(model, grids, stored)
+    return OnnxNetwork(model, part, grids, stored)
 
 
 def check_opset(opset: int) -> None:
@@ -79,7 +81,9 @@ def _normalise(model: ModelProto, card: ModelCard) -> None:
     model.graph.node.insert(1, divided)
 
 
-def _describe(model: ModelProto, loaded: LoadedModel, stored: dict[str, Stored], *, opset: int, takes: Pixels) -> None:
+def _describe(
+    model: ModelProto, loaded: LoadedModel, part: Part, stored: dict[str, Stored], *, opset: int, takes: Pixels
+) -> None:
     from onnx import helper
 
     card, policy = loaded.card, loaded.record.policy
@@ -93,7 +97,7 @@ def _describe(model: ModelProto, loaded: LoadedModel, stored: dict[str, Stored],
         "network": card.network,
         "quantizer": card.quantizer,
         "num_classes": card.num_classes,
-        "image_size": card.image_size,
+        "image_size": list(part.example.shape[2:]),
         "input": takes,
         "mean": card.mean,
         "std": card.std,

@@ -13,13 +13,13 @@ class Agreement:
     images: int
     real: bool
     """Whether they are validation images of the network's data set, else noise."""
-    same_class: int
-    """Images whose largest logit is the same class's."""
+    same_class: int | None
+    """Images whose largest logit is the same class's; None of feature maps."""
     max_error: float
-    """Largest difference of two logits."""
+    """Largest difference of two logits, or of two entries of the maps."""
     mean_error: float
     largest_logit: float
-    """In size, of PyTorch's."""
+    """In size, of PyTorch's; of feature maps the largest entry."""
     layer_images: int
     """Images of the comparison layer by layer."""
     activations: int
