@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import driver
 from service.front import find_front
 from service.lineage import Lineage, network_description
+from service.logged_models import LoggedModels
 from service.mirror import Tracker
 from service.pareto import METRICS, losses
 from service.promoted import sources_of
@@ -30,20 +28,12 @@ from service.registrable import check_names, place_of
 from service.run_facts import (
     FOUND_TAG,
     FRONT_TAG,
-    HASH_TAG,
     ID_TAG,
     PARENT_TAG,
     STATE_TAG,
     SWEEP_TAG,
     TAG_LENGTH,
     TRIAL_TAG,
-    DatasetFacts,
-    card_datasets,
-    datasets,
-    kind_tags,
-    provenance,
-    reference_of,
-    result_points,
 )
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import connect, refusal, without_secrets
@@ -95,6 +85,7 @@ class Registry:
         self.found = find_front(self.trials, self.sweep)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.client: MlflowClient = connect(uri)
+        self.logged = LoggedModels(self.client, self.sweep)
 
     def register(self, trials: Sequence[TrialRecord], *, model: str, aliases: Sequence[str] = ()) -> list[Registered]:
         """Makes each trial's policy, or network, a version of `model`, unless it is one.
@@ -181,10 +172,10 @@ class Registry:
         logged, version = self._existing(model, content, runs[trial.trial_id])
         added = "" if version else "version"
         if logged is None:
-            logged = self._logged_model(trial, content, runs[trial.trial_id])
-        self._ensure_files(logged, content)
+            logged = self.logged.create(trial, content, runs[trial.trial_id])
+        self.logged.ensure_files(logged, content)
         for finder in finders:
-            self._link(runs[finder.trial_id], logged, finder, content)
+            self.logged.link(runs[finder.trial_id], logged, finder, content)
         known = Lineage.read(version.tags.get(FOUND_TAG, "") if version else "")
         lineage, text = self._origin(trial, content, known, finders, runs)
         if version and _runs_in(known) != _runs_in(lineage):
@@ -193,7 +184,7 @@ class Registry:
         if content.card:
             found_by = tuple(source.name for source in sources_of(self.store.trial_folder(trial.trial_id)))
         tags = {FRONT_TAG: str(lineage.on_front).lower(), FOUND_TAG: lineage.as_json()}
-        version = self._written(version, logged, {**self._tags(trial, content), **tags}, model, text)
+        version = self._written(version, logged, {**self.logged.tags(trial, content), **tags}, model, text)
         return Registered(
             model=model,
             version=str(version.version),
@@ -253,82 +244,11 @@ class Registry:
         for version in sorted(self.client.search_model_versions(mine), key=lambda one: int(one.version)):
             if content.card is None and FINETUNE_TAG in version.tags:
                 continue
-            logged = self._alive(version.source.removeprefix(MODELS_PREFIX))
+            logged = self.logged.alive(version.source.removeprefix(MODELS_PREFIX))
             if logged is not None:
                 return logged, version
         # Of another registered model, or of an attempt that was cut off.
-        found = self.client.search_logged_models([run.info.experiment_id], f"tags.`{tag}` = '{value}'")
-        return next((one for one in found if content.card or FINETUNE_TAG not in one.tags), None), None
-
-    def _alive(self, model_id: str) -> LoggedModel | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.client.get_logged_model(model_id)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return None
-
-    def _logged_model(self, trial: TrialRecord, content: Content, run: Run) -> LoggedModel:
-        return self.client.create_logged_model(
-            run.info.experiment_id,
-            name=content.name,
-            source_run_id=run.info.run_id,
-            tags=self._tags(trial, content),
-            params=dict(content.params),
-            model_type=content.model_type,
-        )
-
-    def _tags(self, trial: TrialRecord, content: Content) -> dict[str, str]:
-        sweep = self.sweep
-        ours = {name: value for name, value in provenance(sweep).items() if name.startswith("bitfront.")}
-        mine = {SWEEP_TAG: sweep.sweep_id, TRIAL_TAG: trial.trial_id, HASH_TAG: trial.policy_hash}
-        return {**ours, **kind_tags(sweep), **mine, content.identity[0]: content.identity[1]}
-
-    def _ensure_files(self, logged: LoggedModel, content: Content) -> None:
-        """All files and MLmodel, and that the model is ready: also where an attempt was cut off before."""
-        from mlflow.models import Model
-
-        there = {file.path for file in self.client.list_logged_model_artifacts(logged.model_id)}
-        if logged.status == "READY" and {*content.needed, "MLmodel"} <= there:
-            return
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for file in content.files:
-                if file.exists():
-                    shutil.copy(file, folder)
-            description = Model(
-                artifact_path=logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
-            )
-            for flavour, settings in content.flavours.items():
-                description.add_flavor(flavour, **settings)
-            description.save(str(folder / "MLmodel"))
-            self.client.log_model_artifacts(logged.model_id, str(folder))
-        if logged.status != "READY":
-            self.client.finalize_logged_model(logged.model_id, "READY")
-
-    def _link(self, run: Run, logged: LoggedModel, trial: TrialRecord, content: Content) -> None:
-        """Makes the model an output of the run, with what the trial measured of it and on which data."""
-        from mlflow.entities import LoggedModelOutput, Metric
-
-        outputs = run.outputs.model_outputs if run.outputs else []
-        if any(output.model_id == logged.model_id for output in outputs):
-            return
-        data = [one for one in self._datasets(trial, content) if one.context == "validation"]
-        on_data = (data[0].name, data[0].digest) if data else (None, None)
-        metrics = [
-            # As the mirror has written them: a point that is there is not written again.
-            Metric(name, value, time_ms, step, logged.model_id, *on_data)
-            for name, value, time_ms, step in result_points(trial, device_hours=0.0)
-        ]
-        self.client.log_batch(run.info.run_id, metrics=metrics)
-        # Last: a run without it is linked again.
-        self.client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, 0)])
-
-    def _datasets(self, trial: TrialRecord, content: Content) -> list[DatasetFacts]:
-        found = datasets(self.sweep, [reference_of(self.sweep, trial)])
-        return found if found or content.card is None else card_datasets(self.sweep, content.card)
+        return self.logged.find(content, [run.info.experiment_id]), None
 
     def _finding(self, trial: TrialRecord, run: Run) -> dict[str, Any]:
         """What a version keeps of a trial that found its policy."""
@@ -389,8 +309,10 @@ class Registry:
             version = self.client.get_model_version_by_alias(model, alias)
         except MlflowException:
             return ""
-        logged = self._alive(version.source.removeprefix(MODELS_PREFIX))
-        data = [one for one in self._datasets(trial, content_of(self.store, trial)) if one.context == "validation"]
+        logged = self.logged.alive(version.source.removeprefix(MODELS_PREFIX))
+        data = [
+            one for one in self.logged.datasets(trial, content_of(self.store, trial)) if one.context == "validation"
+        ]
         theirs = [
             metric.value
             for metric in (logged.metrics or [] if logged else [])
