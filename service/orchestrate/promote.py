@@ -188,4 +188,8 @@ def register_outcome(template: Template, store: SweepStore) -> str:
         )
     except BitfrontError as error:
         return f"The best network could not be registered ({error}); later: bitfront register {template.name}"
-    return f"The best network, {found.trial}, is {found.uri}, also models:/{found.model}@{wanted.alias}"
+    alias = f"models:/{found.model}@{wanted.alias}"
+    if found.kept:
+        better = found.kept[wanted.alias]
+        return f"The best network, {found.trial}, is {found.uri}; {alias} stays version {better}, better on this data"
+    return f"The best network, {found.trial}, is {found.uri}, also {alias}"
