@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainables.export.api import Agreement, AimetReport, Evaluation, OnnxReport
 
+USUAL_SHARE = 0.95
+"""Of images that have the same class in both."""
+
 
 def of_onnx(output: Path, report: OnnxReport) -> list[str]:
     """What is in an ONNX file, and how far it agrees with PyTorch."""
@@ -32,12 +35,18 @@ def _agreement(found: Agreement) -> list[str]:
     what = f"the same class for {found.same_class}; logits"
     if found.same_class is None:
         images, what = "images of noise", "entries of the feature maps"
-    return [
+    lines = [
         f"onnxruntime and PyTorch on {found.images} {images}: {what} differ by "
         f"{found.mean_error:.2g} on average and {found.max_error:.2g} at most, the largest: {found.largest_logit:.3g}",
         f"layer by layer on {found.layer_images} of them: {found.ties} of {found.activations} activations rounded the "
         f"other way, all at ties; with the same activations they differ by {found.layer_error:.2g} at most",
     ]
+    if found.same_class is not None and found.same_class < USUAL_SHARE * found.images:
+        lines.append(
+            "that is less than ties explain as a rule, unless layers have 2 bits or little was trained; if "
+            "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL does better, one of its optimisations rounds anew"
+        )
+    return lines
 
 
 def of_aimet(output: Path, report: AimetReport) -> list[str]:

@@ -29,6 +29,8 @@ TIE_WIDTH = 1e-3
 LOGIT_TOLERANCE = 1e-4
 """Of the largest logit: how far the logits may be apart where all layers read the same."""
 LAYER_IMAGES = 8
+BATCH = 32
+"""Images that are run together."""
 
 
 def compare(
@@ -66,7 +68,7 @@ def compare(
 @torch.no_grad()
 def _logits(net: nn.Module, images: Tensor) -> Any:
     """[N, classes]; of feature maps all entries of an image in a row, [N, entries]."""
-    return _rows(net(images))
+    return np.concatenate([_rows(net(batch)) for batch in images.split(BATCH)])
 
 
 def _rows(found: Any) -> Any:
@@ -86,8 +88,9 @@ def _run(model: ModelProto, images: Tensor, tensors: list[str]) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns of optimisations that it leaves out
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run([*outputs, *tensors], {INPUT: images.numpy()})
-    return [_rows(found[: len(outputs)]), *found[len(outputs) :]]
+    found = [session.run([*outputs, *tensors], {INPUT: batch.numpy()}) for batch in images.split(BATCH)]
+    rows = np.concatenate([_rows(one[: len(outputs)]) for one in found])
+    return [rows, *(np.concatenate(parts) for parts in zip(*(one[len(outputs) :] for one in found), strict=True))]
 
 
 class _Forced(nn.Module):
