@@ -17,12 +17,13 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
-from trainables.detector_config import DETECTOR_BACKBONES, DetectorNetworkConfig
+from trainables.detector_config import DETECTOR_BACKBONES, DetectorConfig, DetectorNetworkConfig
 from trainables.errors import ConfigError, StorageError, did_you_mean
 from trainables.model_files import ModelCard
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
+from trainables.recorded_config import config_of
 from trainables.supernet import deploy
 
 CLASSIFIER_HEADS = {"resnet18": ("fc",), "vgg16": ("classifier",)}
@@ -147,12 +148,21 @@ def carried_over(policy: BitPolicy, detector: Detector, *, name: str, head_bits:
 
 
 def build_for(card: ModelCard, record: PolicyRecord) -> nn.Module:
-    """The quantised detector that a model's files describe, with fresh weights, as `finetuned_model` loads it."""
-    if record.work is None:
-        raise StorageError("the policy file does not say what the detector's layers do; finetune the policy again.")
-    settings: Mapping[str, Any] = card.config["detector"]
-    detector = build_detector(DetectorNetworkConfig(**settings), num_classes=card.num_classes)
-    return deploy(detector.net, record.work, record.policy, card.quantizer)
+    """The quantised detector that a model's files describe, with fresh weights, as `finetuned_model` loads it.
+
+    Raises StorageError where they describe none.
+    """
+    config = config_of(card)
+    if record.work is None or not isinstance(config, DetectorConfig):
+        raise StorageError("the files do not say what the detector's layers do; finetune the policy again.")
+    detector = build_detector(config.detector, num_classes=card.num_classes)
+    try:
+        return deploy(detector.net, record.work, record.policy, card.quantizer)
+    except AttributeError:
+        raise StorageError(
+            f"the policy file names layers that {card.network} does not have; the files are of different networks, or "
+            "the network's code has changed: finetune the policy again."
+        ) from None
 
 
 def _in_float32(head: nn.Module) -> None:
