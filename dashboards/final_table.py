@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dashboards.policies import NONE, fitted, new_table
@@ -16,6 +16,7 @@ from service.records import SweepStore, write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
 FILES = ("final.md", "final.json", "final.csv")
 FURTHER = ("top1", "top5", "map", "ap", "ap50", "ap75", "aps", "apm", "apl")
@@ -70,28 +71,39 @@ def columns(table: FinalTable) -> list[Column]:
 
 
 TERMINAL = {
-    "search_top1": "search %",
-    "bops_g": "BOPs G",
-    "storage_mb": "MB",
-    "ard": "ARD",
-    "found_hours": "found h",
-    "search_hours": "sweep h",
-    "finetune_hours": "tune h",
+    "search_top1": ("search %", "{:.2f}"),
+    "bops_g": ("BOPs G", "{:.4g}"),
+    "storage_mb": ("MB", "{:.3g}"),
+    "ard": ("ARD", "{:.3f}"),
+    "found_hours": ("found h", "{:.3g}"),
+    "search_hours": ("sweep h", "{:.3g}"),
+    "finetune_hours": ("tune h", "{:.3g}"),
 }
 """Columns of the terminal beside the accuracy, with short heads."""
+SPARED = ("storage_mb", "search_hours", "found_hours", "ard", "finetune_hours", "bops_g")
+"""What narrower terminals do without, in this order."""
 
 
-def as_table(table: FinalTable, *, width: int = 100) -> Group:
+def as_table(table: FinalTable, *, width: int = 80) -> Group:
     """For a terminal of `width` characters."""
     from rich.console import Group
     from rich.text import Text
 
-    heads = {**TERMINAL, table.accuracy.name: f"{table.accuracy.name_alone.split(',')[0]} %"}
-    shown = [column for column in columns(table) if column.key in heads]
-    drawn = new_table(["policy", "found by", *(heads[column.key] for column in shown)], left=("policy", "found by"))
+    spared, drawn = 0, fitted(_drawn(table, ()), width)
+    while isinstance(drawn, Text) and spared < len(SPARED):
+        spared += 1
+        drawn = fitted(_drawn(table, SPARED[:spared]), width)
+    return Group(Text(title(table)), Text(""), drawn, Text(""), Text(" ".join(remarks(table)), style="dim"))
+
+
+def _drawn(table: FinalTable, spared: Sequence[str]) -> Table:
+    named = {**TERMINAL, table.accuracy.name: (f"{table.accuracy.name_alone.split(',')[0]} %", "{:.2f}")}
+    shown = [column for column in columns(table) if column.key in named and column.key not in spared]
+    drawn = new_table(["policy", "found by", *(named[column.key][0] for column in shown)], left=("policy", "found by"))
     for row in table.rows:
-        drawn.add_row(f"{_name(row)}", found_by(row, most=1), *(column.text(row) for column in shown))
-    return Group(Text(title(table)), fitted(drawn, width), Text(" ".join(remarks(table)), style="dim"))
+        cells = (replace(column, form=named[column.key][1]).text(row) for column in shown)
+        drawn.add_row(_name(row), found_by(row, most=1), *cells)
+    return drawn
 
 
 def title(table: FinalTable) -> str:

@@ -119,6 +119,9 @@ def test_the_table_fits_every_terminal(search: SweepStore, recorded_promotion: M
     assert max(map(len, text.splitlines())) <= width
     assert "p: 4 of 4 promoted policies finetuned, resnet8 on digits" in " ".join(text.split())
     assert "s/t0001 +1" in text
+    # Hours of the whole sweep take room that narrow terminals lack, and are told below in any case.
+    assert ("sweep h" in text) == (width == 120)
+    assert "search 7.5 in all of s" in " ".join(text.split())
     assert "…" not in text
 
 
