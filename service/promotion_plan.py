@@ -21,9 +21,9 @@ def plan_promotion(
     Raises a BitfrontError for what would fail later: layers, data, batches, names.
     """
     storage, resources = sweep.folder.parent, template.resources
-    promotion = find_promotion(template, storage)
     uri = resolve_uri(stored_tracking(sweep).uri, storage)
     chosen, held = candidates(sweep, rule, gates, trials=trials, uri=uri)
+    promotion = find_promotion(template, storage)
     found = [standing_of(candidate, promotion, accuracy=template.accuracy) for candidate in chosen]
     hours: dict[str, float] = {}
     by_network: dict[str, float] = {}
