@@ -120,8 +120,8 @@ def test_a_backbone_begins_with_a_classifiers_weights_whatever_its_classes(few: 
 
 
 def test_images_shared_among_workers_are_each_detected_once(few: Path) -> None:
-    net = detector_bench(config_of(few), record_of("resnet18"), ALONE).net
-    images = DetectionImages(detector_bench(config_of(few), record_of("resnet18"), ALONE).data.train)
+    bench = detector_bench(config_of(few), record_of("resnet18"), ALONE)
+    net, images = bench.net, DetectionImages(bench.data.train)
     alone = detected(net, batches(images, ALONE, batch_size=4, training=False), ALONE)
     shares = [
         detected(net, batches(images, Workers(rank, 3, ALONE.device), batch_size=4, training=False), ALONE)
