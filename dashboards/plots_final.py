@@ -23,7 +23,7 @@ def final_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
     intro = (
         "Each promoted policy: which trials found it, what it was worth on the data set of the search, and what it is "
         "worth on the target after its finetune. The hours are device-hours: those of the trial that found it, search "
-        "and finetune; those of that trial's whole sweep, as no trial is found alone; and those of the finetune here. "
+        "and finetune; those of that trial's whole sweep, as only a whole search finds it; and those of the finetune. "
         f"{html.escape(hours_words(final))}"
     )
     return Section(**title, intro=intro, body=_table(final)), {}

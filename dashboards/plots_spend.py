@@ -193,7 +193,10 @@ def spend_section(view: SweepView) -> tuple[Section, dict[str, Figure]]:
         (
             ("all trials", f"{found.total:.4g} device-h"),
             ("search, with a policy", "" if view.final else f"{_useful_hours(found, 'search'):.4g} device-h"),
-            ("finetune, with a policy", f"{_useful_hours(found, 'finetune'):.4g} device-h"),
+            (
+                "finetune, with a result" if view.final else "finetune, with a policy",
+                f"{_useful_hours(found, 'finetune'):.4g} device-h",
+            ),
             ("in trials that have not ended", f"{going:.4g} device-h" if going else ""),
             ("without a result" if view.final else "without a policy", f"{found.cut_off:.4g} device-h"),
             ("for each point of the front", "" if view.final else per_point),

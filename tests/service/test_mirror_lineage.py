@@ -144,6 +144,7 @@ def test_syncing_again_changes_no_tag(
     assert written == []
 
 
+@pytest.mark.long
 def test_two_promotions_of_two_searches_in_other_experiments_are_all_told(
     storage: Path, search: SweepStore, recorded_search: Make, recorded_promotion: Make
 ) -> None:
@@ -233,6 +234,7 @@ def test_the_stored_page_links_the_runs_that_found_the_policies(search: SweepSto
     assert client.get_metric_history(run.info.run_id, "best_top1")[-1].value == 80.0
 
 
+@pytest.mark.long
 def test_sweeps_whose_names_hold_a_patterns_signs_are_not_mixed_up(
     storage: Path, recorded_search: Make, recorded_promotion: Make
 ) -> None:

@@ -218,6 +218,7 @@ def test_the_command_registers_networks_and_the_policy_commands_read_them(promot
     assert (told[0]["what"], told[0]["aliases"]) == ("network", {"best": ""})
 
 
+@pytest.mark.long
 def test_policies_and_networks_of_one_model_name_are_versions_of_their_own(promotion: SweepStore) -> None:
     assert "models:/all/1" in invoke("register", "p", "--front", "--name", "all")
     output = invoke("register", "s", "--front", "--name", "all")
