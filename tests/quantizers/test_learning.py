@@ -1,6 +1,6 @@
 """Finetunes of a 2-bit policy on digits: each fails where one of a quantiser's gradients is missing or wrong."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -57,8 +57,17 @@ def scores(net: nn.Module) -> tuple[float, float]:
     return float(F.cross_entropy(logits, batch.labels)), float((logits.argmax(1) == batch.labels).float().mean())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small only wait for each other, on a busy machine for long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained(one_thread: None) -> Trained:
     torch.manual_seed(0)
     net = build_network(NETWORK, num_classes=10, image_size=8)
     steps(net, net.parameters(), epochs=3, lr=3e-3)
