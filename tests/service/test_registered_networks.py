@@ -24,11 +24,16 @@ from service.registry import Registered, best_by, register_best
 from service.served_model import ServedModel, _load_pyfunc
 from service.tracking import resolve_uri
 from trainables import api
+from trainables.bops import CostModel
 from trainables.config import DataConfig
 from trainables.data import load_data
+from trainables.detection.detectors import build_detector
+from trainables.detector_config import DetectorNetworkConfig
 from trainables.errors import ConfigError, StorageError
-from trainables.finetuned_model import load_model
+from trainables.finetuned_model import LoadedModel, load_model
 from trainables.model_files import ModelCard
+from trainables.policy import BitPolicy, LayerBits
+from trainables.policy_file import PolicyRecord
 
 Make = Callable[..., SweepStore]
 
@@ -259,3 +264,23 @@ def test_images_that_are_none_are_refused_with_what_would_be_right(promotion: Sw
         served.predict(images[:2].astype(np.float32))
     with pytest.raises(ConfigError, match="images are of int64"):
         served.predict(images[:2].astype(np.int64))
+
+
+def test_a_detector_gives_boxes_labels_and_scores_of_each_image(work: CostModel) -> None:
+    config = DetectorNetworkConfig(name="fasterrcnn_resnet18", min_size=64, max_size=96)
+    torch.manual_seed(0)
+    net = build_detector(config, num_classes=3).net.eval()
+    card = ModelCard(
+        task="detection", network=config.name, num_classes=3, image_size=0, quantizer="pact", mean=(), std=()
+    )
+    policy = BitPolicy(network="resnet8", bits={layer: LayerBits(4, 4) for layer in work.layers})
+    record = PolicyRecord(policy=policy, method="uniform", settings={}, costs={})
+    images = [np.random.default_rng(seed).integers(0, 256, (3, 64, 64 + seed), dtype=np.uint8) for seed in (0, 1)]
+    found = ServedModel(LoadedModel(net, card, record)).predict(images)
+    with torch.inference_mode():
+        expected = [net([torch.from_numpy(image).float() / 255])[0] for image in images]
+    assert sum(len(one["scores"]) for one in found) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert set(ours) == {"boxes", "labels", "scores"}
+        for name, values in ours.items():
+            np.testing.assert_allclose(values, theirs[name].numpy(), rtol=1e-5)
