@@ -86,14 +86,13 @@ def promote_finished(
 def _print_promotion(outcome: SweepOutcome, template: Template, console: Any) -> None:
     """The final table, and what became of the best network."""
     from dashboards.final_table import as_table
-
     from service.final_table import final_table
     from service.orchestrate.drive import FINISHED
     from service.orchestrate.promote import register_outcome
 
     _print_failed(outcome, console)
     console.print()
-    console.print(as_table(final_table(outcome.store)))
+    console.print(as_table(final_table(outcome.store), width=console.width))
     _print_places(outcome, template, console)
     if outcome.end == FINISHED and template.register.alias and outcome.found.done:
         console.print(register_outcome(template, outcome.store), highlight=False, soft_wrap=True)

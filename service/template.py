@@ -217,6 +217,12 @@ def _unknown(key: str, task: str, known: Sequence[str]) -> str:
 
 def _check_names(source: Source, read: Mapping[str, Any]) -> None:
     data, detector, register = read.get("data"), read.get("detector"), read.get("register")
+    finetune, resources = read.get("finetune"), read.get("resources")
+    if finetune and resources and finetune.amp == "fp16" and not resources.gpus_per_worker:
+        source.add(
+            ("finetune", "amp"),
+            "finetune.amp is 'fp16', which needs a GPU, and resources.gpus_per_worker is 0; give it one, or use bf16",
+        )
     if isinstance(data, DataConfig):
         try:
             check_data_name(data.name)

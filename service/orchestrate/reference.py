@@ -46,7 +46,8 @@ def prepare_references(
         # Where it was found before, this network and this data were checked against each other.
         if record is None or key not in known:
             record = _ensured(spec, config, store, science)
-        progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision")
+        fresh = f"; fresh, for other classes: {', '.join(record.fresh)}" if record.fresh else ""
+        progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision{fresh}")
         known[key] = {**dataclasses.asdict(record), "network": config.network.name, "data": _data(config)}
         store.save_sweep(dataclasses.replace(store.sweep(), references=known))
 

@@ -109,6 +109,7 @@ def test_a_recipe_is_what_results_depend_on(tmp_path: Path) -> None:
         (PLAIN + "task: detect\n", r"5:7: task: found 'detect'; expected one of 'classification', 'detection'"),
         (PLAIN + "register: {alias: a b}\n", r"5:19: register.alias is 'a b'; use letters, digits"),
         (PLAIN + "resources: {min_workers: 2}\n", r"5:26: resources.min_workers is 2; give 0 to resources.workers, 1"),
+        (PLAIN.replace("epochs: 2", "epochs: 2, amp: fp16"), r"4:28: finetune.amp is 'fp16', which needs a GPU"),
         (PLAIN + "tags: {mlflow.user: me}\n", r"5:7: tags: the name 'mlflow.user' begins with"),
     ],
 )
