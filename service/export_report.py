@@ -39,7 +39,8 @@ def _agreement(found: Agreement) -> list[str]:
         f"onnxruntime and PyTorch on {found.images} {images}: {what} differ by "
         f"{found.mean_error:.2g} on average and {found.max_error:.2g} at most, the largest: {found.largest_logit:.3g}",
         f"layer by layer on {found.layer_images} of them: {found.ties} of {found.activations} activations rounded the "
-        f"other way, all at ties; with the same activations they differ by {found.layer_error:.2g} at most",
+        f"other way at ties; what comes to be rounded differs by {found.input_error:.1g} of its largest entry, and "
+        f"logits by {found.output_error:.1g}",
     ]
     if found.same_class is not None and found.same_class < USUAL_SHARE * found.images:
         lines.append(

@@ -94,7 +94,7 @@ def test_a_file_that_does_not_agree_is_not_written(run: Run, monkeypatch: pytest
 
     monkeypatch.setattr(onnx_model, "layer_grids", wrong)
     told = run("export", "model", "--format", "onnx", "-o", "n.onnx", status=2).output
-    assert "logits differ from PyTorch's" in told
+    assert "the output differs from exact arithmetic" in told
     assert sorted(path.name for path in Path().iterdir()) == ["model", "policy.json"]
 
 
@@ -209,3 +209,20 @@ def test_the_example_in_the_docs_runs(run: Run, capsys: pytest.CaptureFixture[st
     # Noise in 2 bits: a tie may have been rounded the other way.
     assert error < 1
     assert bops == PolicyRecord.load(Path("policy.json")).costs["bops_g"]
+
+
+@pytest.mark.long
+def test_a_network_that_was_registered_is_exported_by_its_address(run: Run, tmp_path: Path) -> None:
+    record = PolicyRecord.load(Path("policy.json"))
+    trial = promoted_id(record.policy.hash)
+    store = stored("finetune", "full", tmp_path / "st")
+    shutil.copytree("model", model_folder(store.trial_folder(trial)))
+    store.save_policy(trial, record)
+    metrics = json.loads(Path("model/model.json").read_text())["metrics"]
+    done = dataclasses.replace(store.trial(trial), state="done", metrics=metrics, policy_hash=record.policy.hash)
+    store.finish_trial(dataclasses.replace(done, ended_ms=3))
+    run("register", "full", "--trial", "0", "--alias", "best", "--storage", "st")
+    for name in ("models:/full/1", "models:/full@best"):
+        run("export", name, "--format", "csv", "-o", "n.csv", "--storage", "st", "--force")
+        assert float(rows("n.csv")[0]["weight_scale"]) > 0
+    assert "measured" in run("evaluate", "models:/full/1", "--storage", "st").output

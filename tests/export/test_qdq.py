@@ -1,5 +1,6 @@
 """Quantised layers in small ONNX graphs made by hand, against the grids' definition."""
 
+import dataclasses
 from typing import Any, Literal
 
 import numpy as np
@@ -7,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from trainables.errors import ConfigError
 from trainables.export.layer_grids import LayerGrids, WeightCodes
@@ -86,6 +87,33 @@ def test_a_layer_multiplies_the_values_of_its_grids(kind: Kind, name: str) -> No
     fed = x.reshape(40, WIDTH, 1, 1).numpy() if kind == "Conv" else x.numpy()
     (found,) = run(model, fed)
     assert np.abs(found.reshape(40, 2) - expected.numpy()).max() <= 2e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+def test_biases_are_added_as_they_are(kind: Kind) -> None:
+    """Where a node has its bias, onnxruntime rounds that to multiples of both scales' product: here 0.11."""
+    model, one = graph(kind), layer(AffineGrid(scale=1.0, lo=0, hi=3), kind)
+    one = dataclasses.replace(one, weight=dataclasses.replace(one.weight, codes=one.weight.codes.abs().clamp_max(3)))
+    bias = np.array([0.3, 0.16], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+    node = model.graph.node[0]
+    node.input.append("bias")
+    node.output[0] = "before"
+    # It does so before a Relu and another layer's QuantizeLinear.
+    model.graph.node.append(helper.make_node("Relu", ["before"], ["between"]))
+    attributes = {"transB": 1} if kind == "Gemm" else {}
+    model.graph.node.append(helper.make_node(kind, ["between", "b.weight"], ["y0"], **attributes))
+    shape = [2, 2, 1, 1] if kind == "Conv" else [2, 2]
+    model.graph.input.append(helper.make_tensor_value_info("b.weight", TensorProto.FLOAT, shape))
+    identity = WeightCodes(codes=torch.eye(2, dtype=torch.int32).reshape(shape), scale=1.0, lo=-2, hi=1, bits=2)
+    fine = AffineGrid(scale=0.01, lo=0, hi=255)
+    insert_layers(model, {"a": one, "b": LayerGrids(weight=identity, act=fine, act_bits=8)}, opset=21)
+    x = torch.arange(4 * WIDTH).reshape(4, WIDTH).float() % 2
+    weight = one.weight.codes.float().squeeze() * one.weight.scale
+    expected = fine.quantized((x @ weight.T + torch.from_numpy(bias)).relu())
+    (found,) = run(model, x.reshape(4, WIDTH, 1, 1).numpy() if kind == "Conv" else x.numpy())
+    assert np.allclose(found.reshape(4, 2), expected.numpy(), atol=1e-6)
+    assert 0 < float(expected.min()) < float(expected.max()) < fine.hi * fine.scale
 
 
 def test_layers_that_read_one_activation_on_one_grid_share_a_pair_of_nodes() -> None:

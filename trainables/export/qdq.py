@@ -6,7 +6,9 @@
     mid-rise      … of x − scale/2, and + scale/2 behind it         behind a MatMul: W's column sums · scale/2
 
 Behind MatMul the constant is added to the product, as onnxruntime takes a MatMul whose weight alone comes from a
-DequantizeLinear for one that may round the activation anew, to 8 bits of each block.
+DequantizeLinear for one that may round the activation anew, to 8 bits of each block. Biases are nodes of their own, as
+it rounds those of a Conv or a Gemm between quantised inputs to multiples of the product of both scales, which is coarse
+in few bits.
 
 DEVIATION: QuantizeLinear rounds halves to even, DAQ down; they differ where x lies exactly between two levels.
 """
@@ -34,6 +36,8 @@ class Stored:
 
     weight_type: IntegerType
     act_type: IntegerType
+    sources: tuple[str, ...]
+    """What each run of the layer quantises."""
     reads: tuple[str, ...]
     """The quantised activation that each run of the layer multiplies."""
     shift: float
@@ -92,6 +96,9 @@ def insert_layers(model: ModelProto, grids: dict[str, LayerGrids], *, opset: int
         nodes += graph.after.get(node.name, [])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
+        model.graph.initializer.remove(tensor)
     return stored
 
 
@@ -109,8 +116,10 @@ def _insert(graph: _Graph, name: str, layer: LayerGrids) -> Stored:
         reader.node.input[0] = reads[-1]
         if behind:
             shift = layer.act.offset * layer.act.scale
-            _add_behind(graph, name, layer.weight, reader, shift)
-    return Stored(weight_type=weight_type, act_type=act_type, reads=tuple(reads), shift=shift)
+            _add_constant(graph, name, layer.weight, reader, shift)
+        _move_bias(graph, name, reader)
+    sources = tuple(reader.data for reader in readers)
+    return Stored(weight_type=weight_type, act_type=act_type, sources=sources, reads=tuple(reads), shift=shift)
 
 
 def _insert_weight(graph: _Graph, name: str, weight: WeightCodes, readers: list[Reader]) -> IntegerType:
@@ -169,14 +178,29 @@ def _half_wave(graph: _Graph, place: list[NodeProto], label: str, source: str, s
     return graph.node(place, "Where", [positive, raised, zero], f"{label}_half_wave")
 
 
-def _add_behind(graph: _Graph, name: str, weight: WeightCodes, reader: Reader, shift: float) -> None:
+def _add_constant(graph: _Graph, name: str, weight: WeightCodes, reader: Reader, shift: float) -> None:
     """The product of a constant activation `shift` with the weight, added to what the reader makes."""
-    sums = (
-        weight.codes.long().sum(dim=0 if reader.transpose is None else 1).numpy().astype(np.float64)
-        * weight.scale
-        * shift
-    )
+    sums = weight.codes.long().sum(dim=0 if reader.transpose is None else 1).numpy().astype(np.float64)
+    label = graph.label(f"{name}.constant")
+    _add_behind(graph, name, reader, graph.constant(label, sums * weight.scale * shift))
+
+
+def _move_bias(graph: _Graph, name: str, reader: Reader) -> None:
+    """Makes the third input of a Conv or a Gemm, its bias, a node of its own."""
+    from onnx import numpy_helper
+
+    node = reader.node
+    if len(node.input) < 3 or not node.input[2]:
+        return
+    bias = node.input.pop()
+    if node.op_type == "Conv":
+        (tensor,) = [tensor for tensor in graph.model.graph.initializer if tensor.name == bias]
+        values = numpy_helper.to_array(tensor).reshape(-1, 1, 1)
+        bias = graph.constant(graph.label(f"{name}.bias_of_channels"), values)
+    _add_behind(graph, name, reader, bias)
+
+
+def _add_behind(graph: _Graph, name: str, reader: Reader, summand: str) -> None:
     label, output = graph.label(f"{name}.product"), reader.node.output[0]
     reader.node.output[0] = label
-    inputs = [label, graph.constant(f"{label}_constant", sums)]
-    graph.node(graph.after.setdefault(reader.node.name, []), "Add", inputs, output)
+    graph.node(graph.after.setdefault(reader.node.name, []), "Add", [label, summand], output)

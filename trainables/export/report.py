@@ -25,9 +25,11 @@ class Agreement:
     activations: int
     """Quantised activations that were compared there."""
     ties: int
-    """Those next to the middle between two levels that were rounded to different ones."""
-    layer_error: float
-    """Largest difference of two logits where all layers read the same."""
+    """Those that were rounded to different levels, as float32 sums in another order left them on two sides of a tie."""
+    input_error: float
+    """Largest difference of what comes to a quantiser, relative to the largest entry there."""
+    output_error: float
+    """Largest difference of two logits where all layers read the same, relative to the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
