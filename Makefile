@@ -14,8 +14,9 @@ quickstart: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# Most tests wait, for Ray, servers and browsers: two files at a time, each on one thread.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m long

@@ -236,6 +236,8 @@ class Plan:
     """Devices of each."""
     price: float
     """Of a device-hour; 0: not known."""
+    has_reference: bool
+    """Whether a full-precision network on the target is trained first, unless it is there."""
     currency: str
 
     @property

@@ -42,6 +42,7 @@ def plan_promotion(
         slots=resources.concurrency,
         workers=resources.workers,
         price=resources.price_per_device_hour,
+        has_reference=template.task == "classification",
         currency=resources.currency,
     )
 

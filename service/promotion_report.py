@@ -44,7 +44,8 @@ def as_text(plan: Plan) -> str:
         cost = f"about {plan.device_hours:.3g} device-hours, {duration(plan.wall_hours)}"
         if plan.price:
             cost += f", {plan.device_hours * plan.price:.2f} {plan.currency}"
-        lines.append(f"  cost        {cost}, besides the full-precision reference where it is not trained yet")
+        besides = ", besides the full-precision reference where it is not trained yet" if plan.has_reference else ""
+        lines.append(f"  cost        {cost}{besides}")
     return "\n".join(lines)
 
 

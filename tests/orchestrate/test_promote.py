@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 
 from service.promoted import model_folder, sources_of
 from service.records import SweepStore
@@ -122,3 +123,31 @@ def test_workers_under_ray_train_finetune_as_one_does(bitfront: Bitfront) -> Non
     trials = SweepStore(storage / "target").trials()
     assert {trial.state for trial in trials} == {"done"}
     assert all(trial.metrics["top1"] > 10 for trial in trials)
+
+
+@pytest.mark.long
+def test_a_finetune_that_loses_a_machine_goes_on_with_fewer_workers(bitfront: Bitfront) -> None:
+    elastic = TEMPLATE.replace("epochs: 3", "epochs: 20") + "resources: {workers: 2, min_workers: 1}\n"
+    storage = written(bitfront.folder, elastic)
+    (bitfront.folder / "s.yaml").write_text(SWEEP.replace("promote: {to: deep/t.yaml, rule: all}\n", ""))
+    bitfront("run", "s.yaml")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        kept, lost = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        process = bitfront.start(
+            "promote", "found", "--to", "deep/t.yaml", "--storage", "st", "--address", cluster.address
+        )
+        store = SweepStore(storage / "target")
+        wait_for(lambda: list(store.folder.glob("trials/*/history.jsonl")), seconds=240)
+        (history,) = store.folder.glob("trials/*/history.jsonl")
+        before = history.read_text()
+        cluster.remove_node(lost, allow_graceful=False)
+        output, _ = process.communicate(timeout=480)
+        assert kept in cluster.worker_nodes
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    (trial,) = store.trials()
+    assert trial.state == "done"
+    assert history.read_text().startswith(before)
+    assert [line["epoch"] for line in store.history(trial.trial_id)] == list(range(1, 21))
