@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.config import DataConfig
-from trainables.data.folders import IMAGE_ENDINGS, class_names, image_paths
+from trainables.data.folders import IMAGE_ENDINGS, check_shards, class_names, image_paths
 from trainables.data.imagenet_layout import check_imagenet
-from trainables.data.shard_files import check_shards
 from trainables.errors import ConfigError, DataMissingError, did_you_mean
 from trainables.user_code import check_import_path, is_import_path
 

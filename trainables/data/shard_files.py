@@ -20,11 +20,10 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from trainables.data.folders import IMAGE_ENDINGS
+from trainables.data.folders import IMAGE_ENDINGS, shard_paths
 from trainables.data.listing import MemberList
 from trainables.errors import DataMissingError
 
-PATTERNS = {"train": ("*train-*.tar",), "val": ("*val-*.tar", "*validation-*.tar")}
 BLOCK = 512
 INDEX_VERSION = 1
 
@@ -35,23 +34,6 @@ class Shards:
 
     images: MemberList
     labels: npt.NDArray[np.int64]
-
-
-def check_shards(root: Path) -> None:
-    """Raises DataMissingError unless there are shards for both splits."""
-    for split in PATTERNS:
-        shard_paths(root, split)
-
-
-def shard_paths(root: Path, split: str) -> tuple[Path, ...]:
-    """The split's archives in the order of their names."""
-    found = sorted({path for pattern in PATTERNS[split] for path in root.glob(pattern) if path.is_file()})
-    if not found:
-        raise DataMissingError(
-            f"shards: {root} has no {' or '.join(PATTERNS[split])}; put uncompressed tar archives of <key>.jpg and "
-            "<key>.cls there."
-        )
-    return tuple(found)
 
 
 def read_shards(root: Path, split: str) -> Shards:
