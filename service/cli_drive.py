@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from service import driver
 from service.arguments import INTERRUPT_STATUS, RUN_ERROR
+from trainables.errors import StorageError
 
 if TYPE_CHECKING:
     from service.launched import Launched
@@ -39,12 +42,20 @@ def drive_sweep(ctx: click.Context, store: SweepStore, spec: SweepSpec, address:
     if outcome.end in (INTERRUPTED, STOPPED_ON_REQUEST):
         ctx.exit(INTERRUPT_STATUS)
     if outcome.end == FINISHED and outcome.found.members and spec.promotion:
+        # The request came while the random policy was made: the sweep is finished, and nothing else was wanted.
+        if driver.stop_requested(store.folder):
+            ctx.exit(INTERRUPT_STATUS)
         promote_finished(ctx, store, spec.promotion, spec.promote, address)
     ctx.exit(0 if outcome.found.done else RUN_ERROR)
 
 
-def drive_promotion(ctx: click.Context, store: SweepStore, address: str) -> NoReturn:
-    """Finetunes what is left of a promotion, prints its final table and registers the best; ends the command."""
+def drive_promotion(
+    ctx: click.Context, store: SweepStore, address: str, *, wanted: Sequence[str] | None = None
+) -> NoReturn:
+    """Finetunes what is left of a promotion, prints its final table and registers the best; ends the command.
+
+    Its exit status tells of the trials that are `wanted`, or of all.
+    """
     from rich.console import Console
 
     from service.orchestrate.drive import INTERRUPTED
@@ -65,7 +76,8 @@ def drive_promotion(ctx: click.Context, store: SweepStore, address: str) -> NoRe
     _print_promotion(outcome, template, console)
     if outcome.end in (INTERRUPTED, STOPPED_ON_REQUEST):
         ctx.exit(INTERRUPT_STATUS)
-    ctx.exit(0 if all(trial.state == "done" for trial in store.trials()) else RUN_ERROR)
+    judged = [trial for trial in store.trials() if wanted is None or trial.trial_id in wanted]
+    ctx.exit(0 if all(trial.state == "done" for trial in judged) else RUN_ERROR)
 
 
 def promote_finished(
@@ -77,10 +89,20 @@ def promote_finished(
     from service.promotion_plan import plan_promotion
     from service.promotion_report import as_text
     from service.rules import parse_rule
+    from service.spec import PROMOTE_FILE
 
     plan = plan_promotion(template, store, parse_rule(config.rule), config.gates)
     click.echo(as_text(plan))
-    drive_promotion(ctx, enrol(template, store.folder.parent, plan.candidates, now_ms=now_ms()), address)
+    if not plan.candidates:
+        ctx.exit(0)
+    try:
+        promotion = enrol(template, store.folder.parent, plan.candidates, now_ms=now_ms())
+    except StorageError as error:
+        again = f"promote {store.folder.name} --to {store.folder / PROMOTE_FILE} --rule '{config.rule}'"
+        raise StorageError(
+            f"nothing was promoted: {error} When that has ended: {own_command()} {again}{_storage_hint(store)}"
+        ) from None
+    drive_promotion(ctx, promotion, address, wanted=[one.trial_id for one in plan.candidates])
 
 
 def _print_promotion(outcome: SweepOutcome, template: Template, console: Any) -> None:

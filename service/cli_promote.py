@@ -87,4 +87,4 @@ def promote(
     if not plan.candidates:
         raise ConfigError(f"{name} has nothing to promote: {'; '.join(plan.held) or 'its front is empty'}.")
     store = enrol(template, sweep.folder.parent, plan.candidates, now_ms=now_ms())
-    drive_promotion(ctx, store, address)
+    drive_promotion(ctx, store, address, wanted=[one.trial_id for one in plan.candidates])

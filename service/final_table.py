@@ -113,7 +113,7 @@ def final_table(store: SweepStore) -> FinalTable:
     searches: dict[str, Search] = {}
     for source in (one for trial in trials for one in sources[trial.trial_id]):
         if source.sweep_id not in searches:
-            searches[source.sweep_id] = _search(source)
+            searches[source.sweep_id] = _search(source, store.folder.parent)
     members = {member.trial_id for member in found.members}
     rows = [
         _row(
@@ -151,23 +151,28 @@ def _order(row: FinalRow) -> tuple[bool, float, int]:
     return not done, row.metrics.get("bops_g", 0.0) if done else 0.0, row.trial.number
 
 
-def _search(source: Source) -> Search:
-    """What the source's storage says of its sweep; another sweep that was given its name since is not it."""
-    store = SweepStore(Path(source.storage) / source.sweep)
-    try:
-        sweep = store.sweep()
-        if sweep.sweep_id != source.sweep_id:
-            return Search(name=source.sweep, sweep_id=source.sweep_id)
-        hours = {trial.trial_id: store.spent_hours(trial.trial_id) for trial in store.trials()}
-    except (StorageError, OSError):
-        return Search(name=source.sweep, sweep_id=source.sweep_id)
-    return Search(
-        name=source.sweep,
-        sweep_id=source.sweep_id,
-        data=str(sweep.facts.get("data", "")),
-        device_hours=sum(hours.values()),
-        trial_hours=hours,
-    )
+def _search(source: Source, storage: Path) -> Search:
+    """What `storage`, or else the one where it was promoted, says of the source's sweep.
+
+    Another sweep that was given its name since is not it.
+    """
+    for place in (storage, Path(source.storage)):
+        store = SweepStore(place / source.sweep)
+        try:
+            sweep = store.sweep()
+            if sweep.sweep_id != source.sweep_id:
+                continue
+            hours = {trial.trial_id: store.spent_hours(trial.trial_id) for trial in store.trials()}
+        except (StorageError, OSError):
+            continue
+        return Search(
+            name=source.sweep,
+            sweep_id=source.sweep_id,
+            data=str(sweep.facts.get("data", "")),
+            device_hours=sum(hours.values()),
+            trial_hours=hours,
+        )
+    return Search(name=source.sweep, sweep_id=source.sweep_id)
 
 
 def _row(

@@ -11,7 +11,9 @@ from typing import Any
 
 from service.combinations import Combination, Surveyed, budgets, combinations, subject
 from service.launched import Launched
-from service.pareto import Constraint
+from service.pareto import METRICS, Constraint
+from service.promotion import find_promotion
+from service.registrable import check_names
 from service.space import range_of
 from service.spec import SweepSpec
 from service.sweeps import find_sweep
@@ -29,6 +31,7 @@ from trainables.errors import (
     DataMissingError,
     InfeasibleBudgetError,
     StorageError,
+    did_you_mean,
 )
 from trainables.user_code import is_import_path
 
@@ -49,6 +52,16 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
     _check_storage(storage)
     _raise(spec, list(_warm_start_problems(spec, storage)))
     check_tracking(resolve_uri(spec.tracking.uri, storage))
+    if spec.promotion:
+        _check_promotion_of(spec, spec.promotion, storage, elsewhere=cpus == math.inf)
+
+
+def _check_promotion_of(spec: SweepSpec, template: Template, storage: Path, *, elsewhere: bool) -> None:
+    """Of a sweep that promotes at its end: what would be refused after its last trial is refused now."""
+    if template.name == spec.name:
+        raise template.refuse(("name",), f"name is {template.name!r}, as that of the sweep; give the promotion another")
+    check_promotion(template, storage, elsewhere=elsewhere)
+    find_promotion(template, storage)
 
 
 def check_promotion(template: Template, storage: Path, *, elsewhere: bool) -> None:
@@ -65,6 +78,21 @@ def check_promotion(template: Template, storage: Path, *, elsewhere: bool) -> No
             raise template.refuse(("data", where), str(error).rstrip(".")) from None
     _check_storage(storage)
     check_tracking(resolve_uri(template.tracking.uri, storage))
+    _check_register(template)
+
+
+def _check_register(template: Template) -> None:
+    """Raises SpecError for what the registry would refuse once everything is finetuned."""
+    wanted = template.register
+    try:
+        check_names(wanted.model or template.name, [wanted.alias] if wanted.alias else [])
+    except ConfigError as error:
+        raise template.refuse(("register",), f"register: {str(error).rstrip('.').replace('--', '')}") from None
+    if wanted.objective and wanted.objective not in METRICS:
+        hint = did_you_mean(wanted.objective, METRICS)
+        raise template.refuse(
+            ("register", "objective"), f"register.objective: unknown metric {wanted.objective!r}{hint}"
+        )
 
 
 def check_resources(spec: Launched, *, cpus: float, gpus: float | None) -> None:
@@ -125,7 +153,8 @@ def _warm_start_problems(spec: SweepSpec, storage: Path) -> Iterator[Problem]:
             yield path, f"warm_start.sweeps: {name!r} is this sweep itself; name others"
             continue
         try:
-            find_sweep(storage, name)
+            if find_sweep(storage, name).sweep().kind != "search":
+                yield path, f"warm_start.sweeps: {name!r} is a promotion, which varies no settings; name sweeps"
         except StorageError as error:
             yield path, f"warm_start.sweeps: {error}"
 

@@ -35,13 +35,14 @@ class Source:
     trial: str
     metrics: Mapping[str, float]
     """What the trial measured, on the data set of the search."""
-    uri: str = ""
-    """Where MLflow has the sweep's runs (`service.tracking.resolve_uri`); empty: not known."""
 
     @property
     def name(self) -> str:
         """SWEEP/TRIAL."""
         return f"{self.sweep}/{self.trial}"
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Source))
 
 
 def promoted_id(policy_hash: str) -> str:
@@ -53,7 +54,7 @@ def sources_of(trial_folder: Path) -> tuple[Source, ...]:
     """The trials that found the policy, the first to be promoted first."""
     path = trial_folder / SOURCES_FILE
     try:
-        return tuple(Source(**one) for one in json.loads(path.read_text())["sources"])
+        return tuple(Source(**{name: one[name] for name in _FIELDS}) for one in json.loads(path.read_text())["sources"])
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -6,8 +6,10 @@ Its storage says what has been promoted, so that promoting again adds only what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,7 @@ from service import driver
 from service.front import Front, find_front
 from service.promoted import Source, promoted_id, save_sources, sources_of
 from service.promotion_rules import select
-from service.records import POLICY_FILE, NameTakenError, SweepRecord, SweepStore, TrialRecord, write_text
+from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord, write_text
 from service.revision import revision, version
 from service.rules import Gates, Rule
 from service.spec import differences
@@ -26,7 +28,7 @@ from trainables.errors import ConfigError, StorageError, did_you_mean
 from trainables.policy_file import PolicyRecord
 
 TEMPLATE_FILE = "spec.yaml"
-Standing = Literal["new", "waiting", "running", "finetuned", "failed"]
+Standing = Literal["new", "waiting", "running", "finetuned", "failed", "diverged"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,8 @@ class Candidate:
     sources: tuple[Source, ...]
     """The trials of the sweep that found it, the chosen one first."""
     standing: Standing = "new"
-    """In the promotion: `waiting` to be finetuned, or to go on; `failed` ones are run again by `rerun-failed`."""
+    """In the promotion: `waiting` to be finetuned, or to go on; `failed` ones are run again by `rerun-failed`, and
+    `diverged` is a result of the recipe."""
     accuracy: float | None = None
     """On the target, where it is finetuned, percent."""
 
@@ -48,7 +51,7 @@ class Candidate:
 
 
 def candidates(
-    store: SweepStore, rule: Rule, gates: Gates, *, trials: Sequence[str] = (), uri: str = ""
+    store: SweepStore, rule: Rule, gates: Gates, *, trials: Sequence[str] = ()
 ) -> tuple[list[Candidate], list[str]]:
     """The policies that are to be promoted, and of members of the front that a gate holds back why.
 
@@ -57,7 +60,6 @@ def candidates(
         rule: chooses among the front's members that pass the gates.
         gates: pass them all, or only the named trials.
         trials: promote the policies of these instead, on the front or not: numbers or ids.
-        uri: where MLflow has the sweep's runs.
 
     Raises ConfigError for trials that are not, StorageError for policies that cannot be read.
     """
@@ -65,7 +67,8 @@ def candidates(
     if sweep.kind != "search":
         raise ConfigError(f"{sweep.name} is a promotion itself; promote the sweep that found its policies.")
     found = find_front(store.trials(), sweep)
-    offered = [_named(found, name, sweep.name) for name in trials] if trials else list(found.members)
+    named = {trial.trial_id: trial for trial in (_named(found, name, sweep.name) for name in trials)}
+    offered = list(named.values() if trials else found.members)
     held = [f"{trial.trial_id}: {gates.reason(trial.metrics)}" for trial in offered if gates.reason(trial.metrics)]
     chosen = [t for t in offered if not gates.reason(t.metrics)] if trials else select(rule, gates, found)
     by_hash: dict[str, list[TrialRecord]] = {}
@@ -85,7 +88,6 @@ def candidates(
                     storage=storage,
                     trial=one.trial_id,
                     metrics=one.metrics,
-                    uri=uri,
                 )
                 for one in finders
             ),
@@ -111,7 +113,7 @@ def standing_of(candidate: Candidate, promotion: SweepStore | None, *, accuracy:
     if trial.state == "done":
         return dataclasses.replace(candidate, standing="finetuned", accuracy=trial.metrics.get(accuracy))
     if trial.final:
-        return dataclasses.replace(candidate, standing="failed")
+        return dataclasses.replace(candidate, standing="diverged" if trial.state == "diverged" else "failed")
     running = trial.state == "running" and driver.alive(promotion.folder)
     return dataclasses.replace(candidate, standing="running" if running else "waiting")
 
@@ -157,12 +159,10 @@ def enrol(template: Template, storage: Path, chosen: Sequence[Candidate], *, now
 
     Raises StorageError where another process runs the promotion.
     """
-    store = find_promotion(template, storage)
-    if store is None:
-        try:
+    with _alone_in(storage):
+        store = find_promotion(template, storage)
+        if store is None:
             store = SweepStore.create(storage, record_of(template, now_ms=now_ms), spec_text=template.text)
-        except NameTakenError:
-            return enrol(template, storage, chosen, now_ms=now_ms)
     with driver.hold(store.folder):
         # Limits and resources may be others than last time.
         if (store.folder / TEMPLATE_FILE).read_text() != template.text:
@@ -175,6 +175,14 @@ def enrol(template: Template, storage: Path, chosen: Sequence[Candidate], *, now
         facts = {**sweep.facts, "network": ", ".join(networks)}
         store.save_sweep(dataclasses.replace(sweep, total_trials=len(trials), facts=facts))
     return store
+
+
+@contextlib.contextmanager
+def _alone_in(storage: Path) -> Iterator[None]:
+    """Two that begin promotions by one recipe under different names come one after the other."""
+    with (storage / ".promote.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _add(store: SweepStore, candidate: Candidate) -> None:

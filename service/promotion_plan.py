@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from service.promotion import Candidate, Plan, candidates, find_promotion, standing_of
 from service.records import SweepStore
 from service.rules import Gates, Rule
-from service.sweeps import stored_tracking
 from service.template import Template
-from service.tracking import resolve_uri
 from trainables import api
 
 
@@ -21,8 +19,7 @@ def plan_promotion(
     Raises a BitfrontError for what would fail later: layers, data, batches, names.
     """
     storage, resources = sweep.folder.parent, template.resources
-    uri = resolve_uri(stored_tracking(sweep).uri, storage)
-    chosen, held = candidates(sweep, rule, gates, trials=trials, uri=uri)
+    chosen, held = candidates(sweep, rule, gates, trials=trials)
     promotion = find_promotion(template, storage)
     found = [standing_of(candidate, promotion, accuracy=template.accuracy) for candidate in chosen]
     hours: dict[str, float] = {}

@@ -307,7 +307,9 @@ class Registry:
 
         try:
             version = self.client.get_model_version_by_alias(model, alias)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
             return ""
         logged = self.logged.alive(version.source.removeprefix(MODELS_PREFIX))
         data = [
@@ -333,7 +335,10 @@ def register_best(
     where nothing is finetuned within the constraints, TrackingError where MLflow refuses.
     """
     check_names(model, [alias] if alias else [])
-    registry = Registry(store, uri=uri, experiment=experiment)
+    try:
+        registry = Registry(store, uri=uri, experiment=experiment)
+    except _refusals() as error:
+        raise refusal(uri, error) from None
     best = best_by(registry.found.kept, objective, name=store.folder.name)
     (found,) = registry.register([best], model=model)
     if not alias:

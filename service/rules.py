@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from service.pareto import METRICS, Constraint, parse_constraint
+from service.pareto import SEARCHED, Constraint, parse_constraint
 from trainables.errors import ConfigError, did_you_mean
 
 
@@ -53,12 +53,12 @@ def parse_rule(text: str) -> Rule:
         return Rule(kind="knee" if words[0] == "knee" else "all")
     top = re.fullmatch(r"top\s+([1-9][0-9]{0,5})\s+by\s+(\w+)", text.strip())
     if top:
-        if top[2] not in METRICS:
-            raise ConfigError(f"rule: unknown metric {top[2]!r}{did_you_mean(top[2], METRICS)}")
+        if top[2] not in SEARCHED:
+            raise ConfigError(f"rule: unknown metric {top[2]!r}{did_you_mean(top[2], SEARCHED)}")
         return Rule(kind="top", count=int(top[1]), metric=top[2])
     if words[:1] == ["within"]:
         try:
-            return Rule(kind="within", budget=parse_constraint(text.strip().removeprefix("within")))
+            return Rule(kind="within", budget=parse_constraint(text.strip().removeprefix("within"), SEARCHED))
         except ConfigError as error:
             raise ConfigError(f"rule: {str(error).removeprefix('constraints: ')}") from None
     subset = re.fullmatch(r"hypervolume\s+([1-9][0-9]{0,5})", text.strip())

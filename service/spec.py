@@ -248,7 +248,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False)
         )
     if smoke:
         assert profile is not None
-        return _checked(profile)
+        return _checked(profile, smoke=True)
     if profile is None or overrides:
         return _checked(source)
     return _checked_with(source, profile)
@@ -261,7 +261,7 @@ def _checked_with(source: Source, profile: Source) -> SweepSpec:
     with contextlib.suppress(SpecError):
         spec = _checked(source)
     try:
-        _checked(profile)
+        _checked(profile, smoke=True)
     except SpecError:
         known = set(source.problems)
         source.problems += [(place, f"with --smoke: {m}") for place, m in profile.problems if (place, m) not in known]
@@ -270,7 +270,7 @@ def _checked_with(source: Source, profile: Source) -> SweepSpec:
     return spec
 
 
-def _checked(source: Source) -> SweepSpec:
+def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
     """The spec of a source. Raises SpecError with all that is wrong; the source keeps it."""
     for key in source.content:
         if key not in TOP_KEYS:
@@ -288,7 +288,7 @@ def _checked(source: Source) -> SweepSpec:
     plain = _read_plain(source, sections["sampler"], space)
     if sections["warm_start"] and plain:
         sections["warm_start"] = fit_points(source, sections["warm_start"], space, plain.trials)
-    promotion = _read_promotion(source, sections["promote"])
+    promotion = _read_promotion(source, sections["promote"], smoke=smoke)
     source.raise_problems()
     assert plain is not None  # or there would have been problems
     spec = SweepSpec(
@@ -310,15 +310,15 @@ def _checked(source: Source) -> SweepSpec:
     return spec
 
 
-def _read_promotion(source: Source, config: PromoteConfig | None) -> Template | None:
+def _read_promotion(source: Source, config: PromoteConfig | None, *, smoke: bool) -> Template | None:
     """The template of a sweep that promotes; what is kept of the sweep finds it beside itself, whatever becomes of
-    the file."""
+    the file. A smoke run promotes into the smoke run of the template."""
     if config is None or not config.to:
         return None
     place = source.place(("promote", "to"))
     folder = Path(place.where).parent if place.line else Path()
     try:
-        template = load_template(folder / config.to)
+        template = load_template(folder / config.to, smoke=smoke and config.to != PROMOTE_FILE)
     except SpecError as error:
         source.refuse(("promote", "to"), f"promote.to: {error}")
         return None

@@ -96,6 +96,8 @@ def next_command(sweep: SweepRecord) -> str:
     """What goes on with a sweep that is not running: a limit has to be raised first."""
     for limit, example in (("wall_time", "2d"), ("device_hours", "100")):
         if sweep.end.startswith(f"reached limits.{limit}"):
+            if sweep.kind == "finetune":
+                return f"promote SWEEP --to TEMPLATE --set limits.{limit}={example}"
             return f"extend {sweep.name} --{limit.replace('_', '-')} {example}"
     return f"resume {sweep.name}"
 

@@ -41,6 +41,8 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
             record = record_of(spec, now_ms=now_ms)
             return SweepStore.create(storage, record, spec_text=spec.text, beside=beside)
     store = SweepStore.open(folder)
+    if store.sweep().kind != "search":
+        raise StorageError(f"{folder} holds a promotion of this name; give the sweep another one.")
     old = load_spec(folder / "spec.yaml")
     changed = differences(old.identity, spec.identity)
     if changed:

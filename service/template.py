@@ -116,24 +116,11 @@ class Template:
     """Where everything stands; without the content."""
 
     def config(self, policy: PolicyRecord) -> BenchConfig | DetectorConfig:
-        """The settings of the finetune of `policy`. Raises ConfigError for a quantiser that is not known."""
-        finetune = dataclasses.replace(self.finetune, quantizer=self._quantizer(policy))
+        """The settings of the finetune of `policy`."""
         if self.task == "detection":
-            return DetectorConfig(**self.sections, finetune=finetune, seed=self.seed)
+            return DetectorConfig(**self.sections, finetune=self.finetune, seed=self.seed)
         network = NetworkConfig(name=policy.policy.network)
-        return BenchConfig(network=network, **self.sections, finetune=finetune, seed=self.seed)
-
-    def _quantizer(self, policy: PolicyRecord) -> DeployedQuantizer:
-        if self.finetune.quantizer != "searched":
-            return self.finetune.quantizer
-        found: DeployedQuantizer | None = policy.settings.get("quantizer")
-        if found is None or found not in get_args(DeployedQuantizer):
-            raise self.refuse(
-                ("finetune", "quantizer"),
-                f"finetune.quantizer is 'searched', but the policy {policy.policy.hash[:12]}, of {policy.method}, does "
-                f"not say with which it was; name one of {', '.join(get_args(DeployedQuantizer))}",
-            )
-        return found
+        return BenchConfig(network=network, **self.sections, finetune=self.finetune, seed=self.seed)
 
     def refuse(self, path: Path_, message: str) -> SpecError:
         """The error that points at the value of a path, for what is found out later."""
@@ -218,6 +205,12 @@ def _unknown(key: str, task: str, known: Sequence[str]) -> str:
 def _check_names(source: Source, read: Mapping[str, Any]) -> None:
     data, detector, register = read.get("data"), read.get("detector"), read.get("register")
     finetune, resources = read.get("finetune"), read.get("resources")
+    if finetune and finetune.quantizer == "searched":
+        source.add(
+            ("finetune", "quantizer"),
+            "finetune.quantizer: a template names one, as policies of several searches are finetuned alike; expected "
+            f"one of {', '.join(get_args(DeployedQuantizer))}",
+        )
     if finetune and resources and finetune.amp == "fp16" and not resources.gpus_per_worker:
         source.add(
             ("finetune", "amp"),

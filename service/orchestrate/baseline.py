@@ -12,6 +12,7 @@ import traceback
 
 import ray
 
+from service import driver
 from service.baseline import Baseline, baseline_folder, policy_of
 from service.front import find_front
 from service.orchestrate.failures import unwrapped
@@ -60,6 +61,8 @@ def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, scienc
     try:
         told = _described(_made(spec, store, knee, wanted, science, seconds=seconds))
     except (StoppedError, KeyboardInterrupt):
+        # After Ctrl-C nothing else is begun either.
+        driver.request_stop(store.folder)
         told = f"stopped on request; {again}"
     except TimeoutError:
         of_trial = parse_duration(spec.limits.trial_time)

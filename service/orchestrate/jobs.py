@@ -62,7 +62,10 @@ def _pack(spec: SweepSpec, folder: Path) -> None:
     root = Path(__file__).parents[2]
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for source in local_sources((*spec.names("network"), *spec.names("data"))):
+    names = [*spec.names("network"), *spec.names("data")]
+    if spec.promotion and spec.promotion.task == "classification":
+        names.append(spec.promotion.sections["data"].name)
+    for source in local_sources(names):
         if source.is_dir() and source.name not in PACKAGES:
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.is_file():

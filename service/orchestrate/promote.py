@@ -187,7 +187,7 @@ def register_outcome(template: Template, store: SweepStore) -> str:
             objective=wanted.objective or template.accuracy,
         )
     except BitfrontError as error:
-        return f"The best network could not be registered ({error}); later: bitfront register {template.name}"
+        return f"The best network could not be registered ({error}); `bitfront resume {template.name}` tries again"
     alias = f"models:/{found.model}@{wanted.alias}"
     if found.kept:
         better = found.kept[wanted.alias]

@@ -160,7 +160,6 @@ def recorded_promotion() -> MakePromotion:
         *,
         name: str = "p",
         task: str = "classification",
-        uri: str = "",
         now_ms: int = 20_000,
         seed: int = 0,
         storage: Path | None = None,
@@ -168,7 +167,7 @@ def recorded_promotion() -> MakePromotion:
         path = search.folder.parent.parent / f"{name}.yaml"
         path.write_text(TEMPLATES[task].format(name=name) + f"seed: {seed}\n")
         template = load_template(path)
-        chosen, _ = candidates(search, parse_rule("all"), Gates(), uri=uri)
+        chosen, _ = candidates(search, parse_rule("all"), Gates())
         store = enrol(template, storage or search.folder.parent, chosen, now_ms=now_ms)
         for trial in store.trials():
             record = store.policy(trial.trial_id)

@@ -20,7 +20,7 @@ PLAIN = """\
 name: fine
 data: {name: digits, image_size: 16}
 reference: {epochs: 1}
-finetune: {epochs: 2}
+finetune: {epochs: 2, quantizer: lsq}
 """
 BOXES = """\
 name: boxes
@@ -37,9 +37,9 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def policy(settings: dict[str, str]) -> PolicyRecord:
+def policy() -> PolicyRecord:
     bits = BitPolicy(network="resnet8", bits={"a": LayerBits(2, 3)})
-    return PolicyRecord(policy=bits, method="gmpq", settings=settings, costs={}, work=None)
+    return PolicyRecord(policy=bits, method="gmpq", settings={}, costs={}, work=None)
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -60,21 +60,20 @@ def test_the_schema_knows_which_task_has_which_keys() -> None:
     assert not check.is_valid(yaml.safe_load(PLAIN + "detector: {name: ssd300_vgg16}\n"))
     assert not check.is_valid(yaml.safe_load(BOXES + "reference: {epochs: 1}\n"))
     assert not check.is_valid(yaml.safe_load(PLAIN + "method: {name: gmpq}\n"))
-    assert not check.is_valid(yaml.safe_load(PLAIN.replace("epochs: 2", "quantizer: lqs")))
+    assert not check.is_valid(yaml.safe_load(PLAIN.replace("lsq", "lqs")))
 
 
-def test_the_quantiser_is_the_one_that_was_searched_with_unless_another_is_named(tmp_path: Path) -> None:
-    searched = load_template(written(tmp_path, PLAIN)).config(policy({"quantizer": "hwgq"}))
-    named = load_template(written(tmp_path, PLAIN), ["finetune.quantizer=lsq"]).config(policy({"quantizer": "hwgq"}))
-    assert (searched.quantizer, named.quantizer) == ("hwgq", "lsq")
-    with pytest.raises(SpecError, match=r"t.yaml:4:\d+: finetune.quantizer is 'searched', but .* does not say"):
-        load_template(written(tmp_path, PLAIN)).config(policy({}))
+def test_a_template_names_its_quantiser(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"finetune.quantizer: a template names one, .* expected one of pact, hwgq"):
+        load_template(written(tmp_path, PLAIN), ["finetune.quantizer=searched"])
+    with pytest.raises(SpecError, match=r"t.yaml:4:1: finetune.quantizer: a template names one"):
+        load_template(written(tmp_path, PLAIN.replace(", quantizer: lsq", "")))
 
 
 def test_a_task_has_its_own_settings_and_objectives(tmp_path: Path) -> None:
     plain, boxes = load_template(written(tmp_path, PLAIN)), load_template(written(tmp_path, BOXES))
-    assert isinstance(plain.config(policy({"quantizer": "pact"})), BenchConfig)
-    assert isinstance(boxes.config(policy({})), DetectorConfig)
+    assert isinstance(plain.config(policy()), BenchConfig)
+    assert isinstance(boxes.config(policy()), DetectorConfig)
     assert plain.objectives == ("top1", "bops_g", "ard")
     assert boxes.objectives == ("ap", "bops_g")
     voc = load_template(written(tmp_path, BOXES), ["data.format=voc"])
@@ -86,7 +85,7 @@ def test_a_recipe_is_what_results_depend_on(tmp_path: Path) -> None:
     same = ("name=other", "description=x", "resources.concurrency=2", "limits.retries=1", "data.loader_workers=2",
             "finetune.checkpoint_every=7", "finetune.momentum=0.9")  # fmt: skip
     others = ("seed=1", "finetune.lr=0.1", "data.image_size=32", "reference.epochs=2", "resources.workers=2",
-              "finetune.quantizer=lsq", "evaluation.top_k=9")  # fmt: skip
+              "finetune.quantizer=daq", "evaluation.top_k=9")  # fmt: skip
     assert {load_template(written(tmp_path, PLAIN), [one]).recipe_hash for one in same} == {first.recipe_hash}
     assert len({load_template(written(tmp_path, PLAIN), [one]).recipe_hash for one in others}) == len(others)
     assert first.recipe_hash not in {load_template(written(tmp_path, PLAIN), [one]).recipe_hash for one in others}
