@@ -55,6 +55,14 @@ class Workers:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
 
+    def told(self, values: dict[str, float]) -> dict[str, float]:
+        """Rank 0's `values`, on every worker."""
+        if self.size == 1:
+            return values
+        content: list[dict[str, float]] = [values]
+        dist.broadcast_object_list(content, src=0, device=self.device)
+        return content[0]
+
 
 def make_repeatable(seed: int) -> None:
     """Same seed, same machine, same threads: same numbers, bit for bit."""

@@ -74,17 +74,20 @@ def compare_attribution(
     `theirs_of` tells the reference's maps [N, h, w] of a batch, as its network makes them.
     """
     quantized.eval().requires_grad_(False)
-    tap = Attribution(quantized, next(iter(batches)).images[:8].to(workers.device))
+    tap: Attribution | None = None
     sums, pixels = torch.zeros(3, dtype=torch.float64), 0
     for loaded in batches:
         batch = loaded.to(workers.device)
         images, labels = batch.images, batch.labels
+        # Here and not before: to begin another pass for a few images would start all processes that load them.
+        tap = tap or Attribution(quantized, images[:8])
         ours, theirs = tap.observe(quantized, images, labels).maps, theirs_of(batch)
         ours, theirs = (as_compared(maps, image_size=images.shape[2], config=config) for maps in (ours, theirs))
         difference = rank_difference(ours, theirs, top_k=config.top_k)
         sums += torch.tensor([float(difference.sum()), float(entropy(ours).double().sum()), float(len(labels))])
         pixels = min(config.top_k, ours.shape[1] * ours.shape[2])
-    tap.detach()
+    if tap:
+        tap.detach()
     difference_sum, entropy_sum, seen = workers.total(sums.to(workers.device)).tolist()
     ard = difference_sum / seen
     return AttributionScore(

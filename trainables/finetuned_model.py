@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from trainables.config import BenchConfig
@@ -94,6 +95,12 @@ def measure_model(folder: Path, config: BenchConfig | DetectorConfig) -> Mapping
     return _accuracy(folder, model, config)
 
 
+def _placed(net: nn.Module, channels_last: bool, workers: Workers) -> nn.Module:
+    """On the device, in the layout of its finetune: another one adds up in another order."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return net.to(device=workers.device, memory_format=layout)  # type: ignore[call-overload]  # torch has it untyped
+
+
 def _precision(folder: Path, model: LoadedModel, config: DetectorConfig) -> Mapping[str, float]:
     from trainables.detection.batches import DetectionImages, batches
     from trainables.detection.data_sets import load_detection
@@ -112,7 +119,8 @@ def _precision(folder: Path, model: LoadedModel, config: DetectorConfig) -> Mapp
         training=False,
         loader_workers=config.data.loader_workers,
     )
-    return precision(model.net.to(workers.device), found, data.validation, workers)
+    net = _placed(model.net, config.finetune.channels_last, workers)
+    return precision(net, found, data.validation, workers)
 
 
 def _accuracy(folder: Path, model: LoadedModel, config: BenchConfig) -> Mapping[str, float]:
@@ -133,4 +141,4 @@ def _accuracy(folder: Path, model: LoadedModel, config: BenchConfig) -> Mapping[
         world_size=workers.size,
         workers=config.data.loader_workers,
     )
-    return accuracy(model.net.to(workers.device), batches, workers)
+    return accuracy(_placed(model.net, config.finetune.channels_last, workers), batches, workers)

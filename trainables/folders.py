@@ -34,9 +34,17 @@ def replaced(folder: Path) -> Iterator[Path]:
     with _unfinished(folder) as unfinished:
         yield unfinished
         _to_disk(unfinished)
-        if folder.exists():
-            folder.rename(unfinished.with_name(unfinished.name + ".old"))
-        unfinished.rename(folder)
+        old = unfinished.with_name(unfinished.name + ".old")
+        if not folder.exists():
+            unfinished.rename(folder)
+            return
+        folder.rename(old)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -47,8 +55,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
         unfinished.mkdir()
         yield unfinished
     finally:
-        for left in (unfinished, unfinished.with_name(unfinished.name + ".old")):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _to_disk(folder: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from trainables.errors import StorageError
+from trainables.errors import DivergedError, StorageError
 from trainables.folders import replaced
 from trainables.model_files import CARD_FILE, POLICY_FILE, WEIGHTS_FILE, ModelCard
 from trainables.policy_file import PolicyRecord
@@ -17,6 +18,9 @@ from trainables.policy_file import PolicyRecord
 
 def save_model(net: nn.Module, card: ModelCard, record: PolicyRecord, folder: Path) -> None:
     """Writes `net`, deployed by `record` on a network that does its `work`; takes the place of what is in `folder`."""
+    broken = [name for name, value in card.metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise DivergedError(f"{', '.join(broken)} is no finite number; try smaller learning rates.")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     try:
         with replaced(folder) as unfinished:

@@ -114,6 +114,10 @@ def _state(path: Path) -> dict[str, Tensor]:
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise ConfigError(
+            f"reference.weights: {path} needs the package safetensors; pip install safetensors, or give a .pt file."
+        ) from None
     except Exception as error:  # a damaged file, or one with code in it, fails in a dozen ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataMissingError(

@@ -122,7 +122,11 @@ class Step(Generic[B]):
         if plan.grad_clip:
             for optimizer in plan.optimizers:
                 self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, plan.grad_clip)
+            norm = nn.utils.clip_grad_norm_(self._parameters, plan.grad_clip)
+            if self._scaler.is_enabled() and not bool(norm.isfinite()):
+                # One overflow clips all gradients to nothing, of which an optimiser with finite ones would not know.
+                self._scaler.update()
+                return
         for optimizer in plan.optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
@@ -149,7 +153,9 @@ def has_precision(precision: Precision, device: torch.device) -> bool:
     """Whether steps on `device` can have it."""
     if device.type != "cuda":
         return precision != "fp16"
-    return precision != "bf16" or torch.cuda.is_bf16_supported()
+    with torch.cuda.device(device):
+        # Emulated it would be slower than float32.
+        return precision != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from trainables.config import DataConfig
 from trainables.data import check_data, load_data, shard_files
+from trainables.data.folders import shard_paths
 from trainables.data.splits import loader
 from trainables.errors import DataMissingError
 
@@ -226,3 +227,14 @@ def test_an_image_that_is_damaged_or_has_been_cut_off_since_is_told_with_its_pla
     (tmp_path / FIRST).unlink()
     with pytest.raises(DataMissingError, match=r"00000019.jpg: cannot be read \(.*No such file"):
         data.train.batch(torch.tensor([19]), None)
+
+
+def test_an_archives_split_is_a_word_of_its_own(tmp_path: Path) -> None:
+    for name in ("x-train-0.tar", "x-trainval-0.tar", "carnival-train-1.tar"):
+        (tmp_path / name).touch()
+    assert [path.name for path in shard_paths(tmp_path, "train")] == ["carnival-train-1.tar", "x-train-0.tar"]
+    with pytest.raises(DataMissingError, match=r"has no .*val-"):
+        shard_paths(tmp_path, "val")
+    (tmp_path / "train-val-0.tar").touch()
+    with pytest.raises(DataMissingError, match=r"train-val-0\.tar may be for training or for validation; rename it"):
+        shard_paths(tmp_path, "train")

@@ -174,6 +174,25 @@ def test_a_layer_of_several_levels_is_calibrated_on_all_of_them(faster: Detector
     assert clip > float(read[-1].detach().abs().amax())
 
 
+def test_a_layer_of_several_levels_keeps_the_size_of_its_output_with_daq(faster: Detector) -> None:
+    costs = count_detector(faster.net, torch.rand(3, *image_shape(SMALL)))
+    policy = carried_over(policy_of("resnet18"), faster, name=SMALL.name, head_bits=8)
+    net = deploy(faster.net, costs, policy, "daq")
+    calibrate_detector(net, [torch.rand(3, 64, 96)])
+    layer = quant_layers(net)["rpn.head.conv.0.0"]
+    ratios: list[float] = []
+
+    def look(_: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        exact = layer._conv_forward(args[0], layer.weight, None)  # type: ignore[operator]
+        ratios.append(float((out - layer.bias.view(1, -1, 1, 1)).abs().mean() / exact.abs().mean()))  # type: ignore[union-attr]
+
+    layer.register_forward_hook(look)
+    with torch.no_grad():
+        net.eval()([torch.rand(3, 64, 96)])
+    assert len(ratios) == 5
+    assert all(0.5 < ratio < 2 for ratio in ratios)
+
+
 def test_heads_give_float32_where_autocasting_computes_in_less(faster: Detector) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         logits, deltas = faster.net.rpn.head([torch.rand(1, 256, 4, 4)])

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from tests.export.networks import deployed, images_of, mixed_policy
+from trainables.counting import measure
 from trainables.detection.calibration import calibrate_detector
 from trainables.detection.costs import count_detector
 from trainables.detection.detectors import build_detector, carried_over
@@ -24,8 +25,9 @@ from trainables.export.onnx_model import OnnxNetwork, build_onnx
 from trainables.finetune_config import DeployedQuantizer, FinetuneConfig
 from trainables.finetuned_model import LoadedModel
 from trainables.model_files import ModelCard
+from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
-from trainables.quantizers.layers import quant_layers
+from trainables.quantizers.layers import calibrate, quant_layers
 from trainables.supernet import deploy
 
 QUANTIZERS: tuple[DeployedQuantizer, ...] = ("pact", "hwgq", "lsq", "daq")
@@ -237,3 +239,36 @@ def test_of_a_detector_the_backbone_is_exported_when_it_is_asked_for(detector: L
 def test_a_classifier_has_no_backbone_apart(made: dict[str, Made]) -> None:
     with pytest.raises(ConfigError, match=r"resnet8 is a classifier, of which all is exported; leave --backbone out"):
         build_onnx(made["pact"][0], opset=21, takes="normalised", backbone=True)
+
+
+class _Crossed(torch.nn.Module):
+    """Two branches of one activation, of which the one that is defined last runs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.late = torch.nn.Conv2d(4, 4, 1)
+        self.early = torch.nn.Conv2d(4, 4, 1)
+        self.fc = torch.nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = self.early(x) + self.late(x).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_layers_that_are_defined_in_another_order_than_they_run_share_their_pair(made: dict[str, Made]) -> None:
+    loaded, _ = made["lsq"]
+    torch.manual_seed(0)
+    net = _Crossed().eval()
+    probe = torch.randn(4, 3, 16, 16)
+    work = measure(net, probe)
+    policy = BitPolicy(network="crossed", bits={name: LayerBits(4, 4) for name in work.layers})
+    quantised = deploy(net, work, policy, "lsq").eval()
+    calibrate(quantised, probe)
+    record = dataclasses.replace(loaded.record, policy=policy, work=work)
+    built = build_onnx(dataclasses.replace(loaded, net=quantised, record=record), opset=21, takes="normalised")
+    onnx.checker.check_model(built.model)
+    with torch.no_grad():
+        expected = quantised(probe)
+    assert torch.allclose(torch.from_numpy(run(built.model, probe)), expected, atol=1e-4)

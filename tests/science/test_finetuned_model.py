@@ -19,6 +19,7 @@ from trainables.data import load_data
 from trainables.errors import ConfigError, StorageError
 from trainables.finetune_config import FinetuneConfig
 from trainables.finetuned_model import load_model, measure_model
+from trainables.folders import replaced
 from trainables.model_folder import save_model
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
@@ -207,3 +208,23 @@ def test_every_quantiser_is_built_again_exactly(tmp_path: Path, quantizer: str, 
     record = PolicyRecord(policy=policy, method="uniform", settings={}, costs={})
     result = finetune(config, record, quiet, store=tmp_path / "references", output=tmp_path / "model")
     assert measure_model(tmp_path / "model", config)["top1"] == result.metrics["top1"]
+
+
+def test_what_was_there_comes_back_where_the_new_folder_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename, moved = tmp_path / "model", Path.rename, []
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def second_fails(path: Path, target: Path) -> Path:
+        moved.append(path)
+        if len(moved) == 2:
+            raise OSError("gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(OSError, match="gone"), replaced(folder) as unfinished:
+        (unfinished / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

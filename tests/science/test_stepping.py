@@ -227,3 +227,19 @@ def test_a_share_without_an_image_is_an_error() -> None:
     images = MemoryImages(torch.zeros(9, 3, 4, 4), torch.zeros(9), torch.tensor(0.0), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"4 workers cannot share 9 images in batches of 3: each needs at least one"):
         loader(images, batch_size=3, shuffle=True, seed=0, epoch=0, world_size=4)
+
+
+def test_an_overflow_in_the_weights_moves_no_quantiser_when_gradients_are_cut() -> None:
+    weight, clip = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    plan = plan_of(nn.ParameterList([weight]), 4, grad_clip=1.0)
+    plan = replace(plan, optimizers=[torch.optim.Adam([weight]), torch.optim.Adam([clip])])
+
+    def step_terms(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (weight * torch.tensor([float("nan"), 1.0])).sum() + clip.sum()}
+
+    step = Step(nn.ParameterList([weight, clip]), plan, step_terms, ALONE)
+    step._scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=1024.0)
+    step(batch_of(4))
+    assert torch.equal(clip, torch.ones(2))
+    assert torch.equal(weight, torch.ones(2))
+    assert step._scaler.get_scale() == 512.0

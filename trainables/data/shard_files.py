@@ -25,6 +25,7 @@ from trainables.data.listing import MemberList
 from trainables.errors import DataMissingError
 
 BLOCK = 512
+MAX_LABEL = 10**6
 INDEX_VERSION = 1
 
 
@@ -111,6 +112,8 @@ def _label(path: Path, name: str, file: IO[bytes] | None) -> int:
     text = file.read(32) if file is not None else b""
     if not text.strip().isdigit():
         raise DataMissingError(f"{path}: {name} holds {text!r} instead of a label; write a number from 0.")
+    if int(text) > MAX_LABEL:
+        raise DataMissingError(f"{path}: {name} holds the label {int(text)}; expected numbers from 0 to {MAX_LABEL}.")
     return int(text)
 
 

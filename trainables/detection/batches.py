@@ -111,7 +111,8 @@ def zoomed_or_cropped(image: Tensor, boxes: Tensor, labels: Tensor, *, seed: int
     wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[1:])
     changes = v2.Compose([v2.RandomZoomOut(fill=FILL), v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes()])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`, which seeds the GPUs, too.
+        torch.default_generator.manual_seed(seed)
         changed, found = changes(tv_tensors.Image(image), {"boxes": wrapped, "labels": labels})
     return changed.as_subclass(Tensor), found["boxes"].as_subclass(Tensor), found["labels"]
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainables.quantizers.daq import DaqActivations, DaqWeights
 from trainables.quantizers.layers import QuantLayer, calibrate, quant_layers
 
 CALIBRATION_IMAGES = 8
@@ -31,8 +32,18 @@ def calibrate_detector(net: nn.Module, images: Sequence[Tensor]) -> None:
         calibrate(net, few)  # type: ignore[arg-type]  # handed to the network, which takes images of any sizes
     repeated = {layers[name].mixture.activations: name for name in reversed(runs) if runs.count(name) > 1}
     for quantizer, name in reversed(repeated.items()):
+        before = quantizer.high.clone() if isinstance(quantizer, DaqActivations) else None
         quantizer.calibrate(_all_read(net, few, {name: layers[name]}))
+        if before is not None and isinstance(quantizer, DaqActivations):
+            _keep_size(quantizer, before, layers)
     net.train(was_training)
+
+
+def _keep_size(quantizer: DaqActivations, before: Tensor, layers: dict[str, QuantLayer]) -> None:
+    """DAQ's activations are x/u, and the gains of the layers that read them are matched for the u of `before`."""
+    for layer in layers.values():
+        if layer.mixture.activations is quantizer and isinstance(layer.mixture.weights, DaqWeights):
+            layer.mixture.weights.gain.mul_(quantizer.high / before)
 
 
 def _all_read(net: nn.Module, images: list[Tensor], layers: dict[str, QuantLayer]) -> Tensor:

@@ -37,7 +37,7 @@ def read_coco(config: DetectionDataConfig) -> DetectionSplits:
 def _read(root: Path, name: str) -> dict[str, Any]:
     path = root / "annotations" / f"{name}.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_hook=_without_outline)
     except OSError:
         there = sorted(entry.stem for entry in path.parent.glob("*.json"))
         raise DataMissingError(
@@ -52,6 +52,12 @@ def _read(root: Path, name: str) -> dict[str, Any]:
             f"{path} has no list of {', '.join(lacking)}; give a file of instances, such as instances_train2017."
         )
     return content
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are most of a file, and as Python's numbers would take gigabytes; boxes are all that is read."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _categories(name: str, listed: list[Any]) -> dict[int, str]:

@@ -40,13 +40,15 @@ def finetune_detector(
     clock = Checkpoint(checkpoint, workers)
     if clock.policy not in (None, bench.record.policy):
         clock = clock.emptied()
+    # Reads all images once, and tells of one that cannot be read before hours of training.
+    fingerprint = bench.data.fingerprint if output and workers.rank == 0 else ""
     clock.watch("finetune")
     net, found = finetune(bench, report, clock)
     clock.stop()
     hours = clock.hours("finetune")
     metrics = {**found, **bench.all_costs, "finetune_device_hours": hours, "device_hours": hours}
     if output and workers.rank == 0:
-        save_model(net, _card(bench, metrics), bench.record, output)
+        save_model(net, _card(bench, metrics, fingerprint), bench.record, output)
     return FinetuneResult(metrics=metrics)
 
 
@@ -99,7 +101,7 @@ def losses(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
     return {"loss": torch.stack([*terms.values()]).sum(), **terms}
 
 
-def _card(bench: DetectorBench, metrics: Mapping[str, float]) -> ModelCard:
+def _card(bench: DetectorBench, metrics: Mapping[str, float], fingerprint: str) -> ModelCard:
     config = bench.config
     return ModelCard(
         task="detection",
@@ -112,5 +114,5 @@ def _card(bench: DetectorBench, metrics: Mapping[str, float]) -> ModelCard:
         class_names=bench.data.class_names,
         metrics=metrics,
         config=dataclasses.asdict(config),
-        data_fingerprint=bench.data.fingerprint,
+        data_fingerprint=fingerprint,
     )

@@ -86,7 +86,11 @@ def insert_layers(model: ModelProto, grids: dict[str, LayerGrids], *, opset: int
     graph = _Graph(model, opset)
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
-    stored = {name: _insert(graph, name, layer) for name, layer in grids.items()}
+    # In the order of the graph: what several layers read is quantised in front of the first.
+    places = {node.name: place for place, node in enumerate(model.graph.node)}
+    order = sorted(grids, key=lambda name: _first_place(model, name, places))
+    found = {name: _insert(graph, name, grids[name]) for name in order}
+    stored = {name: found[name] for name in grids}
     for value in [value for value in model.graph.input if value.name.removesuffix(".weight") in grids]:
         model.graph.input.remove(value)
     nodes = []
@@ -100,6 +104,10 @@ def insert_layers(model: ModelProto, grids: dict[str, LayerGrids], *, opset: int
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
         model.graph.initializer.remove(tensor)
     return stored
+
+
+def _first_place(model: ModelProto, name: str, places: dict[str, int]) -> int:
+    return min((places[reader.node.name] for reader in readers_of(model, f"{name}.weight")), default=0)
 
 
 def _insert(graph: _Graph, name: str, layer: LayerGrids) -> Stored:

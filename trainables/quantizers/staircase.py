@@ -100,8 +100,10 @@ class _Staircase(torch.autograd.Function):
         needs_x, needs_probs, _, needs_clip, _ = ctx.needs_input_grad
         masked = needs_x and (clip is not None or grids[0].windowed)
         grad_x = torch.empty_like(x) if masked else grad
-        dots = torch.zeros(len(grids), dtype=x.dtype, device=x.device)
-        grad_clip = torch.zeros((), dtype=x.dtype, device=x.device)
+        # Sums over pieces: in bfloat16 one stops growing after 256 equal terms.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dots = torch.zeros(len(grids), dtype=wide, device=x.device)
+        grad_clip = torch.zeros((), dtype=wide, device=x.device)
         for x_piece, grad_piece, out_piece, scratch in _pieces(x, grad, grad_x):
             if masked:
                 torch.mul(grad_piece, _passes(x_piece, probs, steps, clip, grids), out=out_piece)
