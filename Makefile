@@ -14,9 +14,9 @@ quickstart: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# Most tests wait, for Ray, servers and browsers: two files at a time, each on one thread.
+# Most tests wait, for Ray, servers and browsers: two files at a time, each on one thread, the long ones not last.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m long
