@@ -52,9 +52,10 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
 
     A sweep of this name that was begun with the same YAML goes on where it stopped.
 
-    Exit status: 0 when at least one trial is done, 1 when none is or the reference could not be made, 2 when nothing
-    was run because the sweep's YAML, its data, its tracking server or the resources do not allow it, 130 when it was
-    interrupted or stopped on request before its end.
+    Exit status: 0 when at least one trial is done, 1 when none is or the reference could not be made (of a sweep that
+    promotes: when a policy that it has promoted could not be finetuned), 2 when nothing was run because the sweep's
+    YAML, its data, its tracking server or the resources do not allow it, 130 when it was interrupted or stopped on
+    request before its end.
     """
     from service.spec import load_spec
 
