@@ -284,6 +284,7 @@ def end(process: subprocess.Popen[Any]) -> None:
     process.wait(20)
 
 
+@pytest.mark.long
 def test_a_tracking_server_that_goes_away_holds_nothing_up_and_sync_catches_up(bitfront: Bitfront) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"

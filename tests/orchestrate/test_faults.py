@@ -136,6 +136,7 @@ def test_drivers_killed_at_random_moments_until_the_sweep_is_done_change_nothing
     check_all_is_true(store, epochs=8)
 
 
+@pytest.mark.long
 def test_a_trial_whose_process_is_killed_goes_on_after_its_last_epoch(
     bitfront: Bitfront, undisturbed: list[object]
 ) -> None:
@@ -212,6 +213,7 @@ def test_a_whole_ray_that_is_killed_ends_the_driver_and_resume_goes_on(
     check_all_is_true(store, epochs=8)
 
 
+@pytest.mark.long
 def test_a_stop_while_the_reference_is_trained_ends_the_sweep_and_the_reference_goes_on_later(
     bitfront: Bitfront,
 ) -> None:

@@ -92,6 +92,7 @@ def results(store: SweepStore) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in store.folder.glob("trials/*/result.json")}
 
 
+@pytest.mark.long
 def test_a_sweep_is_sent_to_a_cluster_followed_stopped_and_sent_again(bitfront: Bitfront, head: str) -> None:
     spec = bitfront.folder / "s.yaml"
     spec.write_text(SPEC.format(path="st"))

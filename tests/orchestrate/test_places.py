@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize("launch", ["process", pytest.param("train", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("launch", ["process", "train"])
 def test_trials_find_a_users_own_data_and_a_relative_root_where_the_driver_does(
     tmp_path: Path, bitfront: Any, launch: str
 ) -> None:

@@ -21,8 +21,6 @@ from trainables.bops import CostModel
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "sweeps" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))
-SHORT = ("fig10b",)
-"""Run with all other tests; the rest take minutes."""
 WITHOUT_BUDGET = ("paper", "fig9a", "fig9b", "fig10a", "fig10b")
 
 
@@ -122,9 +120,8 @@ def run_smoke(path: Path, folder: Path) -> tuple[SweepStore, str]:
     return find_sweep(folder / "bitfront-sweeps", f"{path.stem}-smoke"), done.stdout
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=() if path.stem in SHORT else pytest.mark.long) for path in FILES], ids=by_name
-)
+@pytest.mark.long
+@pytest.mark.parametrize("path", FILES, ids=by_name)
 def test_its_short_run_comes_to_an_end_with_what_it_varies(path: Path, tmp_path: Path) -> None:
     store, said = run_smoke(path, tmp_path)
     spec, sweep, trials = load_spec(path, smoke=True), store.sweep(), store.trials()
