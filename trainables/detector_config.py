@@ -104,6 +104,4 @@ class DetectorConfig:
     @property
     def quantizer(self) -> DeployedQuantizer:
         """Of the deployed network."""
-        if self.finetune.quantizer == "searched":
-            raise ConfigError("finetune.quantizer is 'searched', but nothing was searched here; name a quantiser.")
-        return self.finetune.quantizer
+        return self.finetune.named_quantizer

@@ -54,6 +54,13 @@ class FinetuneConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints within an epoch; one is kept after every epoch besides."""
 
+    @property
+    def named_quantizer(self) -> DeployedQuantizer:
+        """The quantiser, where nothing was searched that it could be taken from."""
+        if self.quantizer == "searched":
+            raise ConfigError("finetune.quantizer is 'searched', but nothing was searched here; name a quantiser.")
+        return self.quantizer
+
     def __post_init__(self) -> None:
         check_positive(
             "finetune",

@@ -11,7 +11,6 @@ from torch import nn
 
 from trainables.config import BenchConfig
 from trainables.data import load_data
-from trainables.data.splits import loader
 from trainables.detector_config import DetectorConfig
 from trainables.distributed import Workers
 from trainables.errors import ConfigError, StorageError
@@ -20,6 +19,7 @@ from trainables.model_files import CARD_FILE, POLICY_FILE, ModelCard
 from trainables.model_folder import load_weights
 from trainables.models import build_network
 from trainables.policy_file import PolicyRecord
+from trainables.reference import validation_batches
 from trainables.supernet import deploy
 
 
@@ -131,14 +131,5 @@ def _accuracy(folder: Path, model: LoadedModel, config: BenchConfig) -> Mapping[
             f"{folder} was made for images of {expected[0]} pixels in {expected[1]} classes, but data has "
             f"{config.data.image_size} pixels and {data.num_classes} classes; measure it on data like its own."
         )
-    batches = loader(
-        data.validation,
-        batch_size=config.evaluation.batch_size,
-        shuffle=False,
-        seed=0,
-        epoch=0,
-        rank=workers.rank,
-        world_size=workers.size,
-        workers=config.data.loader_workers,
-    )
+    batches = validation_batches(config, data, workers)
     return accuracy(_placed(model.net, config.finetune.channels_last, workers), batches, workers)

@@ -65,7 +65,7 @@ class Bench:
 
     def validation_batches(self) -> Batches[Batch]:
         """This worker's share of the validation images."""
-        return _validation_batches(self.config, self.data, self.workers)
+        return validation_batches(self.config, self.data, self.workers)
 
 
 def fresh_network(config: BenchConfig, data: DataSplits) -> nn.Module:
@@ -173,13 +173,13 @@ def train_reference(
         return {"loss": nn.functional.cross_entropy(model(batch.images), batch.labels)}
 
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
-        scores.append(top1(net, _validation_batches(config, data, workers), workers))
+        scores.append(top1(net, validation_batches(config, data, workers), workers))
         metrics = {**means, "top1": scores[-1]}
         report(EpochReport(stage="reference", epoch=epoch, epochs=recipe.epochs, metrics=metrics))
 
     kept = checkpoint.begin("reference", net)
     train(model, plan, step_terms, workers=workers, on_epoch=on_epoch, checkpoint=kept)
-    return net, begun, scores[-1] if scores else top1(net, _validation_batches(config, data, workers), workers)
+    return net, begun, scores[-1] if scores else top1(net, validation_batches(config, data, workers), workers)
 
 
 def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
@@ -203,7 +203,8 @@ def _training_batches(
     )
 
 
-def _validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches[Batch]:
+def validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches[Batch]:
+    """This worker's share of the validation images, in order."""
     return loader(
         data.validation,
         batch_size=config.evaluation.batch_size,

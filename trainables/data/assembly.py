@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainables.config import DataConfig
+from trainables.data.folders import check_files
 from trainables.data.images import FileImages, MemoryImages, statistics, to_rgb
 from trainables.data.listing import Source, chosen, content
 from trainables.data.splits import DataSplits, stratified
@@ -53,7 +53,7 @@ def from_memory(
 def from_files(config: DataConfig, train: LabelledFiles, validation: LabelledFiles, *, num_classes: int) -> DataSplits:
     """Images are decoded for each batch, and normalised with ImageNet's statistics."""
     for paths, _ in (train, validation):
-        _check_files(config.name, paths)
+        check_files(config.name, paths)
     return _decoding(config, train, validation, num_classes, lambda: _digest(train, validation, num_classes))
 
 
@@ -100,25 +100,6 @@ def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
     if len(labels) == 0 or len(wrong):
         found = f"a label {int(wrong[0])}" if len(wrong) else "a split without images"
         raise DataMissingError(f"{where}: found {found}; expected labels from 0 to {num_classes - 1}. Get it again.")
-
-
-def _check_files(name: str, paths: list[Path]) -> None:
-    """Raises DataMissingError unless all are files. Lists each folder once instead of asking for each file."""
-    there = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
-    missing = [path for path in paths if path.name not in there[path.parent]]
-    if missing:
-        raise DataMissingError(
-            f"{name}: {len(missing)} of {len(paths)} listed images are missing, the first is {missing[0]}; "
-            "get them again."
-        )
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
 
 
 def _subset(config: DataConfig, labels: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ width: the first pixel spans 0 to 1. Labels count from 1; 0 is the background.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainables.data.folders import check_files
 from trainables.errors import DataMissingError
 
 
@@ -106,7 +106,7 @@ def detection_set(where: str, images: Iterable[tuple[Path, Sequence[LabelledBox]
         paths.append(path)
         found += [box for box in boxes if box.box[2] > box.box[0] and box.box[3] > box.box[1]]
         starts.append(len(found))
-    _check_files(where, paths)
+    check_files(where, paths)
     objects = Objects(
         boxes=torch.tensor([box.box for box in found], dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor([box.label for box in found], dtype=torch.int64),
@@ -119,22 +119,3 @@ def detection_set(where: str, images: Iterable[tuple[Path, Sequence[LabelledBox]
             f"{where}: {len(paths)} images without a single box that counts; give lists of images with objects."
         )
     return made
-
-
-def _check_files(where: str, paths: Sequence[Path]) -> None:
-    """Raises DataMissingError unless all are files. Lists each folder once instead of asking for each file."""
-    there = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
-    missing = [path for path in paths if path.name not in there[path.parent]]
-    if missing:
-        raise DataMissingError(
-            f"{where}: {len(missing)} of {len(paths)} listed images are missing, the first is {missing[0]}; "
-            "get them again."
-        )
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
