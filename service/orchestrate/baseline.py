@@ -16,7 +16,7 @@ from service import driver
 from service.baseline import Baseline, baseline_folder, policy_of
 from service.front import find_front
 from service.orchestrate.failures import unwrapped
-from service.orchestrate.reference import StoppedError, awaited, silent
+from service.orchestrate.reference import StoppedError, awaited, silent, task_options
 from service.orchestrate.worker import FinetuneJob, Science, finetune_policy
 from service.progress import Progress
 from service.records import SweepStore, TrialRecord, write_text
@@ -106,15 +106,13 @@ def _made(
         threads=spec.resources.cpus_per_worker,
         science=science,
     )
-    resources = spec.resources
-    if resources.launch_resolved == "train":
+    if spec.resources.launch_resolved == "train":
         from service.orchestrate.train import finetune_policy_on_workers
 
-        task = ray.remote(num_cpus=0, max_retries=spec.limits.retries)(finetune_policy_on_workers)
+        task = ray.remote(**task_options(spec))(finetune_policy_on_workers)
         made = task.remote(job, spec, scratch=store.folder / TRAIN_FOLDER)
     else:
-        needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
-        made = ray.remote(**needs, max_retries=spec.limits.retries)(finetune_policy).remote(job, rank=0, tell=silent)
+        made = ray.remote(**task_options(spec))(finetune_policy).remote(job, rank=0, tell=silent)
     awaited(made, store, seconds=min(seconds, parse_duration(spec.limits.trial_time) or seconds))
     found = Baseline.find(store.folder)
     if found is None:

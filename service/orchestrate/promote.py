@@ -13,7 +13,7 @@ from service.mirror import BackgroundMirror
 from service.orchestrate.drive import FINISHED, INTERRUPTED, SweepOutcome, Work, drive, publish
 from service.orchestrate.failures import unwrapped
 from service.orchestrate.limits import SweepStopper, end_after
-from service.orchestrate.reference import STOP_POLL_S, prepare_references, silent
+from service.orchestrate.reference import STOP_POLL_S, prepare_references, silent, task_options
 from service.orchestrate.worker import (
     PromotedJob,
     Science,
@@ -107,12 +107,8 @@ class _Running:
 
     def _start(self, trial_id: str, config: Config) -> None:
         self.told[trial_id] = len(self.store.history(trial_id))
-        resources, retries = self.template.resources, self.template.limits.retries
-        needs: dict[str, float] = {"num_cpus": 0}
-        if resources.launch_resolved == "process":
-            needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         # A process of its own each time: what one has left on a device is gone before the next begins.
-        task = ray.remote(**needs, max_retries=retries, max_calls=1)(_finetune)
+        task = ray.remote(**task_options(self.template), max_calls=1)(_finetune)
         made = task.remote(trial_id, config, template=self.template, folder=self.store.folder, science=self.science)
         self.tasks[made] = trial_id
         self.progress.started(trial_id)

@@ -87,15 +87,23 @@ def _make_reference(spec: Launched, config: BenchConfig, store: SweepStore, scie
     if resources.launch_resolved == "train":
         from service.orchestrate.train import make_reference_on_workers
 
-        task = ray.remote(num_cpus=0, max_retries=spec.limits.retries)(make_reference_on_workers)
+        task = ray.remote(**task_options(spec))(make_reference_on_workers)
         made = task.remote(science, config, spec, store=store.references, scratch=store.folder / TRAIN_FOLDER)
     else:
-        needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
-        task = ray.remote(**needs, max_retries=spec.limits.retries)(make_reference)
+        task = ray.remote(**task_options(spec))(make_reference)
         threads = resources.cpus_per_worker
         made = task.remote(science, config, store=store.references, threads=threads, tell=silent)
     found: ReferenceRecord = awaited(made, store)
     return found
+
+
+def task_options(spec: Launched) -> dict[str, Any]:
+    """What Ray is asked for one task: a worker's share where it computes itself, nothing where workers do it for it."""
+    resources = spec.resources
+    needs: dict[str, float] = {"num_cpus": 0}
+    if resources.launch_resolved == "process":
+        needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
+    return {**needs, "max_retries": spec.limits.retries}
 
 
 def awaited(made: ray.ObjectRef[Any], store: SweepStore, *, seconds: float = math.inf) -> Any:
