@@ -19,8 +19,9 @@ import torch
 
 from trainables import reference_maps
 from trainables.api import ensure_reference, run_trial
-from trainables.config import DataConfig, NetworkConfig, ReferenceConfig, RgmpqConfig, TrialConfig
+from trainables.config import DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import RgmpqConfig
 from trainables.report import EpochReport
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainables.config import GmpqConfig, NetworkConfig, RgmpqConfig
+from trainables.config import NetworkConfig
 from trainables.counting import measure
 from trainables.data.splits import Batch
+from trainables.method_config import GmpqConfig, RgmpqConfig
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.models import build_network

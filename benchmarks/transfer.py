@@ -25,20 +25,11 @@ from trainables import methods
 from trainables.allocate import allocate
 from trainables.bops import CostModel
 from trainables.choices import Choices
-from trainables.config import (
-    BudgetConfig,
-    DataConfig,
-    EdmipsConfig,
-    GmpqConfig,
-    MethodConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    RgmpqConfig,
-    TrialConfig,
-)
+from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import EdmipsConfig, GmpqConfig, MethodConfig, RgmpqConfig
 from trainables.policy import BitPolicy
 from trainables.random_policy import random_policies
 from trainables.reference import Bench, ensure_reference, load_bench

@@ -109,7 +109,7 @@ def _subject(config: TrialConfig) -> str:
 def _kind(spec: SweepSpec) -> tuple[object, ...]:
     """What the length of a trial depends on; of epochs that the space varies, their range."""
     config, resources = spec.trial_config(spec.example_settings()), spec.resources
-    epochs = {"method.epochs": config.method.epochs, "finetune.epochs": config.finetune.epochs}
+    epochs = {"method.epochs": config.method.search_epochs, "finetune.epochs": config.finetune.epochs}
     return (
         spec.method_name,
         *(spec.space.get(name, number) for name, number in epochs.items()),

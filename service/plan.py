@@ -190,7 +190,7 @@ def _readable(domain: Range) -> str:
 def _work_if_stopped(spec: SweepSpec) -> float:
     """Whole trials' worth of work if each trial that can be stopped is, at the first rung. The first one never is."""
     config, rule = typical_config(spec), spec.early_stopping
-    epochs = config.method.epochs + config.finetune.epochs
+    epochs = config.method.search_epochs + config.finetune.epochs
     if rule.name == "none" or rule.min_epochs >= epochs:
         return float(spec.trials)
     return 1 + (spec.trials - 1) * rule.min_epochs / epochs

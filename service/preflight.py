@@ -23,7 +23,7 @@ from service.varied import VARIABLE
 from service.yaml_source import Path_
 from trainables import api
 from trainables.api import Reach, Survey
-from trainables.config import METHOD_CONFIGS, DataConfig, EvaluationConfig, GmpqConfig
+from trainables.config import DataConfig, EvaluationConfig
 from trainables.data import check_data
 from trainables.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from trainables.errors import (
     StorageError,
     did_you_mean,
 )
+from trainables.method_config import METHOD_CONFIGS, GmpqConfig
 from trainables.user_code import is_import_path
 
 Problem = tuple[Path_, str]

@@ -21,8 +21,8 @@ from service.template import TASK_SECTIONS as TASKS
 from service.template import PlainTemplate
 from service.validate import adapter
 from service.varied import SUBJECTS, VARIABLE, is_list, settings_of
-from trainables.config import METHOD_CONFIGS
 from trainables.data.places import DATA_SET_NAMES
+from trainables.method_config import METHOD_CONFIGS
 from trainables.models import NETWORK_NAMES
 
 PLAIN_WORDS = {

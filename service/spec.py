@@ -48,17 +48,10 @@ from service.varied import (
     section,
 )
 from service.yaml_source import Path_, Source
-from trainables.config import (
-    METHOD_CONFIGS,
-    BudgetConfig,
-    DataConfig,
-    EvaluationConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import BudgetConfig, DataConfig, EvaluationConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import SpecError, did_you_mean
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import METHOD_CONFIGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

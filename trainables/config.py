@@ -19,22 +19,9 @@ from typing import Any, ClassVar, Literal
 from trainables.checked import STRICT, check_not_negative, check_positive
 from trainables.errors import ConfigError, InfeasibleBudgetError
 from trainables.finetune_config import DeployedQuantizer, FinetuneConfig
+from trainables.method_config import MethodConfig, Resolution, SupernetConfig, check_one_bit, check_top_k, method_name
 
-QuantizerName = Literal["pact", "hwgq"]
-Resolution = Literal["native", "input"]
 Augment = Literal["none", "flip", "crop-flip", "resized-crop-flip"]
-Concavity = Literal["sqrt", "linear", "square"]
-Form = Literal["paper", "release"]
-TargetClass = Literal["label", "argmax"]
-Imitation = Literal["capacity", "dynamic"]
-
-MAX_LEVELS = 12
-"""Of a partition: with more, the coarsest map is a single pixel at any size of images."""
-
-
-def _check_top_k(where: str, top_k: int) -> None:
-    if top_k < 2:
-        raise ConfigError(f"{where}.top_k is {top_k}; a rank needs at least 2 pixels.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,130 +100,6 @@ class ReferenceConfig:
         if not self.epochs and not self.weights:
             raise ConfigError("reference.epochs is 0, which leaves fresh weights untrained; give epochs, or weights.")
         check_not_negative("reference", momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SupernetConfig:
-    """What every search on the supernet shares. Defaults are the GMPQ release's (batch 256, 25 epochs)."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    zeta: float
-    """Weight of the complexity risk (eq. 6-7); 1 means the uniform start's expected BOPs weigh as much as one nat."""
-    quantizer: QuantizerName
-    """Quantiser of the supernet's branches."""
-    weight_bits: tuple[int, ...] = (2, 3, 4)
-    """Widths offered to weights."""
-    act_bits: tuple[int, ...] = (2, 3, 4)
-    """Widths offered to activations."""
-    epochs: int = 25
-    batch_size: int = 256
-    """Images per step, over all workers."""
-    weight_lr: float = 0.1
-    bit_lr: float = 0.01
-    """Learning rate of the bit logits."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    lr_decay_every: int = 10
-    """Epochs after which both learning rates are multiplied by 0.1, again and again."""
-    start: Literal["reference", "scratch"] = "reference"
-    """Float weights at the start of the search."""
-    barrier: float = 0.0
-    """Weight of a barrier against expected costs beyond the budget; 0: none, the budget is kept by allocation alone."""
-
-    def __post_init__(self) -> None:
-        check_positive(
-            "method",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            weight_lr=self.weight_lr,
-            bit_lr=self.bit_lr,
-            lr_decay_every=self.lr_decay_every,
-        )
-        check_not_negative(
-            "method",
-            zeta=self.zeta,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            barrier=self.barrier,
-        )
-        for name, bits in (("weight_bits", self.weight_bits), ("act_bits", self.act_bits)):
-            if not bits or len(set(bits)) != len(bits) or not all(1 <= b <= 8 for b in bits):
-                raise ConfigError(f"method.{name} is {list(bits)}; give different widths from 1 to 8 bits.")
-        if self.quantizer == "pact" and 1 in self.weight_bits:
-            raise ConfigError(
-                "method.weight_bits: 'pact' has no 1-bit weights (its step T/(2^(b-1)-1) divides by zero); "
-                "start at 2 bits or use 'hwgq'."
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GmpqConfig(SupernetConfig):
-    """GMPQ: task + zeta·complexity + eta·generalisation risk (eqs 6-10)."""
-
-    eta: float
-    """Weight of the generalisation risk (eq. 6)."""
-    capacity: float = 24.0
-    """Q_w0·Q_a0 of eq. 10, bits squared; only the product matters."""
-    top_k: int = 500
-    """Pixels that the reference ranks highest and that are compared; maps with fewer pixels keep all."""
-    resolution: Resolution = "native"
-    """Maps are compared as the network makes them, or upsampled bilinearly to the image's size."""
-    p: float = 0.0
-    """Concentration of the target map (eq. 9); 0: from the capacity (eq. 10)."""
-    concavity: Concavity = "linear"
-    """How concentration follows the capacity: eq. 10, or one of eq. 16."""
-    form: Form = "paper"
-    """`paper`: sum of squares of maps that sum to 1 (eq. 9); `release`: mean of squares of maps of unit length."""
-    target_class: TargetClass = "label"
-    """Class whose attribution is compared: the label's, or the one that each network believes in."""
-    quantizer: QuantizerName = "pact"
-
-    def __post_init__(self) -> None:
-        # Zero-argument super() does not work in a dataclass with slots: the class is made anew.
-        SupernetConfig.__post_init__(self)
-        check_not_negative("method", eta=self.eta)
-        check_positive("method", capacity=self.capacity)
-        check_not_negative("method", p=self.p)
-        _check_top_k("method", self.top_k)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RgmpqConfig(GmpqConfig):
-    """R-GMPQ: GMPQ with attribution smoothed over a hierarchical partition (eqs 11-13) and DCAI (eq. 14)."""
-
-    resolution: Resolution = "input"
-    levels: int = 3
-    """Levels of the partition, coarse to fine; 0: maps are not smoothed."""
-    ratio: int = 2
-    """How many times narrower and lower the maps of a level are than those of the next."""
-    gamma: float = 0.05
-    """Pixels join whose activations differ by at most gamma standard deviations of the pixels' norms."""
-    imitation: Imitation = "dynamic"
-    """Concentration of the target: `dynamic`, each image's ratio of task risks (eq. 14); `capacity`, as GMPQ has it."""
-
-    def __post_init__(self) -> None:
-        GmpqConfig.__post_init__(self)
-        check_not_negative("method", levels=self.levels, gamma=self.gamma)
-        if self.levels > MAX_LEVELS:
-            raise ConfigError(f"method.levels is {self.levels}; give at most {MAX_LEVELS}.")
-        if self.ratio < 2:
-            raise ConfigError(f"method.ratio is {self.ratio}; give at least 2.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EdmipsConfig(SupernetConfig):
-    """EdMIPS (Cai and Vasconcelos 2020): the same search without the generalisation risk."""
-
-    quantizer: QuantizerName = "hwgq"
-
-
-MethodConfig = GmpqConfig | RgmpqConfig | EdmipsConfig
-METHOD_CONFIGS: dict[str, type[GmpqConfig] | type[RgmpqConfig] | type[EdmipsConfig]] = {
-    "gmpq": GmpqConfig,
-    "rgmpq": RgmpqConfig,
-    "edmips": EdmipsConfig,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,7 +183,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_positive("evaluation", batch_size=self.batch_size)
-        _check_top_k("evaluation", self.top_k)
+        check_top_k("evaluation", self.top_k)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,18 +229,20 @@ class TrialConfig(BenchConfig):
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
-        if self.method.barrier and not self.budget.limits:
+        method, limits = self.method, self.budget.limits
+        if isinstance(method, SupernetConfig) and method.barrier and not limits:
             raise ConfigError(
-                f"method.barrier is {self.method.barrier:g}, but there is no budget that it could stand at; "
+                f"method.barrier is {method.barrier:g}, but there is no budget that it could stand at; "
                 f"set a limit under budget, or leave the barrier out."
             )
+        if method.needs is not None and not (set(limits) & set(method.needs) if method.needs else limits):
+            named = f"one of {', '.join(method.needs)}" if method.needs else "a limit, such as bops_g"
+            raise ConfigError(
+                f"budget: {method_name(method)} chooses bits for a budget, and there is none; give {named}."
+            )
+        check_one_bit("finetune.quantizer", self.quantizer, method.weight_bits)
 
     @property
     def quantizer(self) -> DeployedQuantizer:
-        """Of the deployed network."""
+        """See `BenchConfig`."""
         return self.method.quantizer if self.finetune.quantizer == "searched" else self.finetune.quantizer
-
-
-def method_name(config: MethodConfig) -> str:
-    """The registry key of a method's settings."""
-    return next(name for name, cls in METHOD_CONFIGS.items() if type(config) is cls)

@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainables.attribution import Attribution, at_size
-from trainables.config import Augment, GmpqConfig, RgmpqConfig, TargetClass
+from trainables.config import Augment
 from trainables.data.images import augmented
 from trainables.data.splits import Batch, ImageSet, loader
 from trainables.errors import StorageError
 from trainables.folders import published
+from trainables.method_config import GmpqConfig, RgmpqConfig, TargetClass
 from trainables.partition import partition, smooth
 from trainables.reference import Bench
 from trainables.report import RECORD_FILE

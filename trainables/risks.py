@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainables.attribution import top_pixels
-from trainables.config import Concavity, Form
+from trainables.method_config import Concavity, Form
 
 EXPONENTS: dict[Concavity, float] = {"sqrt": 0.5, "linear": 1.0, "square": 2.0}
 HARDNESS = (1.0, 6.0)

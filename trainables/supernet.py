@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from trainables.bops import COUNT_OF, FULL, CostModel
 from trainables.choices import Choices, Scores
-from trainables.config import NetworkConfig, SupernetConfig
+from trainables.config import NetworkConfig
 from trainables.errors import ConfigError, CoverageError, DivergedError
 from trainables.finetune_config import DeployedQuantizer
+from trainables.method_config import SupernetConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 

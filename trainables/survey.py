@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 
@@ -12,10 +13,20 @@ from trainables.allocate import allocate
 from trainables.attribution import Attribution
 from trainables.bops import CostModel
 from trainables.checkpoint import Checkpoint
-from trainables.config import GmpqConfig, Resolution, SupernetConfig, TrialConfig
+from trainables.choices import Choices
+from trainables.config import TrialConfig
 from trainables.data import load_data
 from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers
+from trainables.method_config import (
+    GmpqConfig,
+    MethodConfig,
+    RandomConfig,
+    Resolution,
+    SupernetConfig,
+    UniformConfig,
+    WidthsConfig,
+)
 from trainables.policy import BitPolicy, LayerBits
 from trainables.reference import Bench, train_reference, untrained_bench
 from trainables.report import EpochReport, Stage
@@ -51,6 +62,7 @@ def survey(config: TrialConfig, data: DataSplits) -> Survey:
         map_pixels=map_pixels,
         method_pixels=_method_pixels(config, map_pixels),
         evaluation_pixels=map_pixels[config.evaluation.resolution],
+        search_steps=_search_steps(config.method, data),
         training_images=len(data.train),
         validation_images=len(data.validation),
         steps_per_epoch=_steps_per_epoch(config, data),
@@ -72,7 +84,7 @@ def _method_pixels(config: TrialConfig, map_pixels: dict[Resolution, int]) -> in
             return 0
 
 
-def _reach(costs: CostModel, roles: Roles, config: SupernetConfig, network: str) -> dict[str, Reach]:
+def _reach(costs: CostModel, roles: Roles, config: WidthsConfig, network: str) -> dict[str, Reach]:
     """Every cost grows (compression falls) with every width, so that two policies have both ends."""
     ends = [
         costs.of(_uniform(costs, roles, LayerBits(choose(config.weight_bits), choose(config.act_bits)), network))
@@ -95,12 +107,24 @@ def _steps_per_epoch(config: TrialConfig, data: DataSplits) -> dict[Stage, int]:
     """Of the loaders that the stages will have. Raises ConfigError for a batch larger than the data set."""
     sizes: dict[Stage, int] = {
         "reference": config.reference.batch_size,
-        "search": config.method.batch_size,
         "finetune": config.finetune.batch_size,
     }
-    return {
-        stage: len(loader(data.train, batch_size=size, shuffle=True, seed=0, epoch=0)) for stage, size in sizes.items()
-    }
+    return {stage: _steps(data, size) for stage, size in sizes.items()}
+
+
+def _steps(data: DataSplits, batch_size: int) -> int:
+    return len(loader(data.train, batch_size=batch_size, shuffle=True, seed=0, epoch=0))
+
+
+def _search_steps(method: MethodConfig, data: DataSplits) -> int:
+    """How long a search is, in the steps that `time_steps` times."""
+    match method:
+        case SupernetConfig(epochs=epochs, batch_size=batch_size):
+            return epochs * _steps(data, batch_size)
+        case UniformConfig() | RandomConfig():
+            return 1
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def times(configs: Sequence[TrialConfig], *, threads: int, workers: int) -> list[StepTimes]:
@@ -122,19 +146,32 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
         train_reference(short, samples, alone, _quiet, Checkpoint(None, alone))
         clocks["reference"].end()
         bench = untrained_bench(short, data, alone)
-        samples = sampled(data, short.method.batch_size, measured, clocks["search"])
-        policy = allocate(methods.search(replace(bench, data=samples), short, _quiet), bench.costs, config.budget)
-        clocks["search"].end()
+        choices, search_s = _timed_search(bench, data, short, clocks["search"], loaders=config.data.loader_workers)
+        policy = allocate(choices, bench.costs, config.budget)
         time_finetune(bench, policy, clocks["finetune"])
     loaders = config.data.loader_workers
     return StepTimes(
         reference_s=clocks["reference"].seconds("training", loaders),
-        search_s=clocks["search"].seconds("training", loaders),
+        search_s=search_s,
         finetune_s=clocks["finetune"].seconds("training", loaders),
         reference_validation_s=clocks["reference"].seconds("validation", loaders),
         validation_s=clocks["finetune"].seconds("validation", loaders),
         comparison_s=clocks["finetune"].seconds("comparison", loaders),
     )
+
+
+def _timed_search(
+    bench: Bench, data: DataSplits, short: TrialConfig, clock: Clock, *, loaders: int
+) -> tuple[Choices, float]:
+    """What a short search ends with, and seconds of a step."""
+    method, began = short.method, clock.now_s()
+    if isinstance(method, SupernetConfig):
+        data = sampled(data, method.batch_size, short.evaluation.batch_size, clock)
+    choices = methods.search(replace(bench, data=data), short, _quiet)
+    clock.end()
+    if isinstance(method, SupernetConfig):
+        return choices, clock.seconds("training", loaders)
+    return choices, (clock.now_s() - began) / _search_steps(method, data)
 
 
 def _shortened(config: TrialConfig, validation_images: int, workers: int) -> TrialConfig:
@@ -143,16 +180,27 @@ def _shortened(config: TrialConfig, validation_images: int, workers: int) -> Tri
     def share(batch_size: int) -> int:
         return max(1, batch_size // workers)
 
-    reference, method, tuned, evaluation = config.reference, config.method, config.finetune, config.evaluation
-    still, size = STANDING_STILL, share(method.batch_size)
+    reference, tuned, evaluation, still = config.reference, config.finetune, config.evaluation, STANDING_STILL
     return replace(
         config,
         data=replace(config.data, loader_workers=0),
         reference=replace(reference, epochs=1, batch_size=share(reference.batch_size), lr=still),
-        method=replace(method, epochs=1, batch_size=size, weight_lr=still, bit_lr=still),
+        method=_shortened_search(config.method, workers),
         finetune=replace(tuned, epochs=1, batch_size=share(tuned.batch_size), lr=still),
         evaluation=replace(evaluation, batch_size=share(min(evaluation.batch_size, validation_images))),
     )
+
+
+def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
+    """Few steps of the same kind."""
+    match method:
+        case SupernetConfig():
+            size = max(1, method.batch_size // workers)
+            return replace(method, epochs=1, batch_size=size, weight_lr=STANDING_STILL, bit_lr=STANDING_STILL)
+        case UniformConfig() | RandomConfig():
+            return method
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def _quiet(epoch: EpochReport) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainables.config import AT_LEAST, Resolution, TrialConfig
+from trainables.config import AT_LEAST, TrialConfig
+from trainables.method_config import Resolution
 from trainables.report import Stage
 
 
@@ -35,10 +36,12 @@ class Survey:
     """Pixels of the maps that the search ranks; 0 where it compares none."""
     evaluation_pixels: int
     """Pixels of the maps that a finished policy is measured on."""
+    search_steps: int
+    """Steps of the whole search: of training, or whatever else its method does again and again."""
     training_images: int
     validation_images: int
     steps_per_epoch: Mapping[Stage, int]
-    """Training steps of an epoch, the same for any number of workers."""
+    """Training steps of an epoch of reference and finetune, the same for any number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +51,7 @@ class StepTimes:
     reference_s: float
     """Training step of the full-precision network."""
     search_s: float
-    """Training step of the search, attribution included where the method uses it."""
+    """Step of the search, attribution included where the method uses it."""
     finetune_s: float
     """Training step of a policy's quantised network."""
     reference_validation_s: float
@@ -82,7 +85,7 @@ def check_budget(config: TrialConfig, survey: Survey) -> None:
 
 def trial_hours(config: TrialConfig, survey: Survey, times: StepTimes, *, workers: int) -> float:
     """Device-hours of a trial that runs to its end: search, finetune with top-1 and attribution after each epoch."""
-    search_s = config.method.epochs * survey.steps_per_epoch["search"] * times.search_s
+    search_s = survey.search_steps * times.search_s
     return search_s * workers / 3600 + finetune_hours(config, survey, times, workers=workers)
 
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from trainables import methods
 from trainables.allocate import allocate
-from trainables.config import BenchConfig, BudgetConfig, TrialConfig, method_name
+from trainables.config import BenchConfig, BudgetConfig, TrialConfig
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
+from trainables.method_config import method_name
 from trainables.model_files import ModelCard
 from trainables.model_folder import save_model
 from trainables.policy import BitPolicy

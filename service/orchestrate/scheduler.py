@@ -114,7 +114,7 @@ def longest_trial(spec: SweepSpec) -> int:
     """Epochs of search and finetune together, of the longest trial that the space allows."""
     config = spec.trial_config(spec.example_settings())
     epochs = 0
-    for stage, fixed in (("method", config.method.epochs), ("finetune", config.finetune.epochs)):
+    for stage, fixed in (("method", config.method.search_epochs), ("finetune", config.finetune.epochs)):
         domain = spec.space.get(f"{stage}.epochs")
         epochs += max(int(e) for e in domain.examples()) if domain else fixed
     return epochs

@@ -9,8 +9,8 @@ import pytest
 from service.cli import main
 from service.spec import SECTIONS, load_spec
 from service.template import PlainTemplate, RegisterConfig
-from trainables.config import METHOD_CONFIGS
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import METHOD_CONFIGS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])

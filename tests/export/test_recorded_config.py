@@ -5,17 +5,10 @@ import json
 
 import pytest
 
-from trainables.config import (
-    BenchConfig,
-    DataConfig,
-    EvaluationConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import BenchConfig, DataConfig, EvaluationConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import StorageError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig
 from trainables.model_files import ModelCard
 from trainables.recorded_config import config_of
 

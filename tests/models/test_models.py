@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.config import GmpqConfig, NetworkConfig
+from trainables.config import NetworkConfig
 from trainables.counting import measure
 from trainables.errors import ConfigError
+from trainables.method_config import GmpqConfig
 from trainables.models import NETWORK_NAMES, build_network
 from trainables.models.cifar_resnet import BasicBlock
 from trainables.models.registry import NETWORKS

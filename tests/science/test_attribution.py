@@ -19,9 +19,10 @@ from trainables.attribution import (
     top_pixels,
     upsample,
 )
-from trainables.config import GmpqConfig, NetworkConfig
+from trainables.config import NetworkConfig
 from trainables.counting import measure
 from trainables.errors import CoverageError
+from trainables.method_config import GmpqConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import calibrate
 from trainables.supernet import assign_roles, build_supernet, deploy

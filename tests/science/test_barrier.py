@@ -9,17 +9,11 @@ from torch import Tensor, nn
 
 from trainables.allocate import ceilings
 from trainables.bops import COUNT_OF
-from trainables.config import (
-    BudgetConfig,
-    DataConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.counting import measure
 from trainables.errors import ConfigError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig
 from trainables.risks import budget_barrier
 from trainables.supernet import Supernet, assign_roles, build_supernet
 

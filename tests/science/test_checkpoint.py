@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from trainables.api import EpochReport, ensure_reference, run_trial
-from trainables.config import (
-    BudgetConfig,
-    DataConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    RgmpqConfig,
-    TrialConfig,
-)
+from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig, RgmpqConfig
 
 TINY = TrialConfig(
     network=NetworkConfig(name="resnet8"),

@@ -8,10 +8,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainables.attribution import Attribution, normalise
-from trainables.config import GmpqConfig, NetworkConfig
+from trainables.config import NetworkConfig
 from trainables.counting import measure
 from trainables.errors import CoverageError
 from trainables.feature_map import FeatureMap, find_feature_map
+from trainables.method_config import GmpqConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import calibrate
 from trainables.supernet import assign_roles, build_supernet, deploy

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from trainables.api import ensure_reference, survey, survey_finetune
-from trainables.config import BenchConfig, DataConfig, GmpqConfig, NetworkConfig, ReferenceConfig, TrialConfig
+from trainables.config import BenchConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import ConfigError, DataMissingError, StorageError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord

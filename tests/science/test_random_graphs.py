@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from trainables.allocate import allocate
 from trainables.bops import CostModel
 from trainables.choices import Choices
-from trainables.config import BudgetConfig, GmpqConfig, NetworkConfig
+from trainables.config import BudgetConfig, NetworkConfig
 from trainables.counting import measure
 from trainables.errors import ConfigError, InfeasibleBudgetError
+from trainables.method_config import GmpqConfig
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import quant_layers
 from trainables.recount import recount

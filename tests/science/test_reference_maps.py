@@ -14,18 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from trainables.attribution import Attribution, upsample
-from trainables.config import (
-    Augment,
-    DataConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    RgmpqConfig,
-    TrialConfig,
-)
+from trainables.config import Augment, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.data.splits import Batch, loader
 from trainables.errors import StorageError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig, RgmpqConfig
 from trainables.partition import partition, smooth
 from trainables.reference import Bench, ensure_reference, load_bench
 from trainables.reference_maps import AskedMaps, KeptMaps, MapSetting, keeps, kept_maps, training_maps

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainables.config import Concavity
+from trainables.method_config import Concavity
 from trainables.risks import complexity_risk, concentrate, concentration, hardness, imitation_risk
 
 

@@ -10,17 +10,11 @@ import torch
 
 from trainables.api import EpochReport, TrialResult, ensure_reference, finetune, random_policies, run_trial
 from trainables.attribution import rank_difference
-from trainables.config import (
-    DataConfig,
-    EvaluationConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import DataConfig, EvaluationConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.data import load_data
 from trainables.errors import ConfigError, StorageError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig
 from trainables.policy import LayerBits
 from trainables.policy_file import PolicyRecord
 from trainables.reference import load_bench

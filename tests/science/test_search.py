@@ -11,11 +11,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from trainables.checkpoint import Checkpoint
-from trainables.config import DataConfig, GmpqConfig, NetworkConfig
+from trainables.config import DataConfig, NetworkConfig
 from trainables.counting import measure
 from trainables.data import load_data
 from trainables.data.splits import Batch, loader
 from trainables.distributed import Workers
+from trainables.method_config import GmpqConfig
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, make_optimizers
 from trainables.quantizers.layers import calibrate

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.bops import CostModel
-from trainables.config import GmpqConfig, NetworkConfig
+from trainables.config import NetworkConfig
 from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError, DivergedError
+from trainables.method_config import GmpqConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import QuantConv2d, QuantLinear, calibrate, quant_layers

@@ -13,9 +13,7 @@ from trainables.config import (
     BenchConfig,
     BudgetConfig,
     DataConfig,
-    EdmipsConfig,
     EvaluationConfig,
-    GmpqConfig,
     NetworkConfig,
     ReferenceConfig,
     TrialConfig,
@@ -23,6 +21,7 @@ from trainables.config import (
 from trainables.counting import measure
 from trainables.errors import ConfigError, CoverageError, InfeasibleBudgetError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import EdmipsConfig, GmpqConfig
 from trainables.models import build_network
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
@@ -113,7 +112,8 @@ def test_counts_are_those_of_the_data_set() -> None:
     assert len(found.searched) == 8
     assert found.pinned == {"conv1": 8, "fc": 8}
     assert (found.training_images, found.validation_images) == (1438, 359)
-    assert found.steps_per_epoch == {"reference": 1438 // 100, "search": 1438 // 64, "finetune": 1438 // 128}
+    assert found.steps_per_epoch == {"reference": 1438 // 100, "finetune": 1438 // 128}
+    assert found.search_steps == TINY.method.search_epochs * (1438 // 64)
     assert found.map_pixels == {"native": 4 * 4, "input": 16 * 16}
     fewer = api.survey(replace(TINY, data=replace(TINY.data, fraction=0.5)))
     assert fewer.training_images == pytest.approx(1438 / 2, abs=5)

@@ -12,18 +12,12 @@ from torch import Tensor, nn
 from trainables import reference
 from trainables.api import EpochReport, ensure_reference, run_trial
 from trainables.checkpoint import Checkpoint, StageCheckpoint
-from trainables.config import (
-    DataConfig,
-    EdmipsConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.errors import DivergedError, StorageError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import EdmipsConfig, GmpqConfig
 from trainables.methods.loop import new_supernet
 from trainables.quantizers.pact import CLIP_START
 from trainables.stepping import TrainingPlan

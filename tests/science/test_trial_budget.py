@@ -9,16 +9,10 @@ import torch
 from trainables import trial
 from trainables.api import EpochReport, TrialResult, allocate, ensure_reference, run_trial, survey
 from trainables.choices import Choices
-from trainables.config import (
-    BudgetConfig,
-    DataConfig,
-    GmpqConfig,
-    NetworkConfig,
-    ReferenceConfig,
-    TrialConfig,
-)
+from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import InfeasibleBudgetError
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import GmpqConfig
 from trainables.policy import BitPolicy
 from trainables.recount import recount
 from trainables.supernet import deploy

@@ -23,7 +23,7 @@ from service.records import SweepRecord, SweepStore, TrialRecord, write_json
 from service.settings import ResourcesConfig, StorageConfig
 from service.spec import SweepSpec, load_spec
 from trainables import api
-from trainables.config import GmpqConfig
+from trainables.method_config import GmpqConfig
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 START = 2.5 / 3600
@@ -49,7 +49,8 @@ SURVEY = api.Survey(
     evaluation_pixels=16,
     training_images=1438,
     validation_images=359,
-    steps_per_epoch={"reference": 22, "search": 5, "finetune": 5},
+    search_steps=10,
+    steps_per_epoch={"reference": 22, "finetune": 5},
 )
 
 STEP = api.StepTimes(

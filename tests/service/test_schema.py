@@ -15,8 +15,8 @@ from service.schema import descriptions, schema
 from service.settings import PlainConfig
 from service.spec import SECTIONS, TOP_KEYS
 from service.yaml_source import parse_yaml
-from trainables.config import METHOD_CONFIGS
 from trainables.finetune_config import FinetuneConfig
+from trainables.method_config import METHOD_CONFIGS
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(p for p in (ROOT / "sweeps").rglob("*.yaml") if p.parent.name != "finetune")

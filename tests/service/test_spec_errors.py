@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.spec import TOP_KEYS, load_spec
-from trainables.config import EdmipsConfig, GmpqConfig
 from trainables.errors import SpecError
+from trainables.method_config import EdmipsConfig, GmpqConfig
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(p for p in (ROOT / "sweeps").rglob("*.yaml") if p.parent.name != "finetune")

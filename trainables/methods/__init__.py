@@ -1,6 +1,7 @@
 """Search methods. `gmpq`, R-GMPQ too, and `edmips` share the loop and differ in the generalisation risk they give it.
 
-A method is a module with `search(bench, config, budget, report) -> Choices` and an entry here.
+A method is a module with `search(bench, config, budget, report) -> Choices` and an entry here; a report only where its
+search has epochs.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from trainables.choices import Choices
-from trainables.config import EdmipsConfig, GmpqConfig, TrialConfig
-from trainables.methods import edmips, gmpq
+from trainables.config import TrialConfig
+from trainables.method_config import EdmipsConfig, GmpqConfig, RandomConfig, UniformConfig
+from trainables.methods import drawn, edmips, gmpq, uniform
 from trainables.reference import Bench
 from trainables.report import Report
 
@@ -21,5 +23,9 @@ def search(bench: Bench, trial: TrialConfig, report: Report) -> Choices:
             return gmpq.search(bench, config, trial.budget, report)
         case EdmipsConfig() as config:
             return edmips.search(bench, config, trial.budget, report)
+        case UniformConfig() as config:
+            return uniform.search(bench, config, trial.budget)
+        case RandomConfig() as config:
+            return drawn.search(bench, config, trial.budget)
         case _ as unknown:
             assert_never(unknown)

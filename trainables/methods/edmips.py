@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trainables.choices import Choices
-from trainables.config import BudgetConfig, EdmipsConfig
+from trainables.config import BudgetConfig
+from trainables.method_config import EdmipsConfig
 from trainables.methods.loop import new_supernet, run
 from trainables.reference import Bench
 from trainables.report import Report

@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from trainables.attribution import Attribution, at_size
 from trainables.choices import Choices
-from trainables.config import BudgetConfig, GmpqConfig, RgmpqConfig
+from trainables.config import BudgetConfig
 from trainables.data.splits import Batch
+from trainables.method_config import GmpqConfig, RgmpqConfig
 from trainables.methods.loop import Generalisation, new_supernet, run
 from trainables.reference import Bench
 from trainables.reference_maps import MapSetting, ReferenceMaps, training_maps

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from trainables.allocate import allocate, ceilings
 from trainables.choices import Choices
-from trainables.config import BudgetConfig, SupernetConfig
+from trainables.config import BudgetConfig
 from trainables.data.splits import Batch
+from trainables.method_config import SupernetConfig
 from trainables.quantizers.layers import calibrate
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report

@@ -1,0 +1,42 @@
+"""What methods without a supernet begin with: the widths that a network's layers may have, none worth more."""
+
+from __future__ import annotations
+
+from trainables.choices import Choices, Scores
+from trainables.method_config import WidthsConfig
+from trainables.reference import Bench
+
+
+def offered(bench: Bench, config: WidthsConfig) -> Choices:
+    """All widths with a score of 0; a single one where a pinned layer fixes a group's activation.
+
+    A method gives scores to what it returns: `dataclasses.replace(offered(…), weights=…, acts=…)`.
+    """
+    roles = bench.roles
+    weights, acts = (Scores(widths, (0.0,) * len(widths)) for widths in (config.weight_bits, config.act_bits))
+    return Choices(
+        network=bench.config.network.name,
+        layers=tuple(bench.costs.layers),
+        weights=dict.fromkeys(roles.searched, weights),
+        acts={
+            group: Scores((roles.fixed_acts[group],), (0.0,)) if group in roles.fixed_acts else acts
+            for group in roles.groups
+        },
+        group_of={name: roles.group_of[name] for name in roles.searched},
+        pinned=roles.pinned,
+    )
+
+
+def only(choices: Choices, *, weight_bits: int, act_bits: int) -> Choices:
+    """The same with one width for all weights, and one for all activations that have more to choose from."""
+    return Choices(
+        network=choices.network,
+        layers=choices.layers,
+        weights={name: Scores((weight_bits,), (0.0,)) for name in choices.weights},
+        acts={
+            group: scores if len(scores.widths) == 1 else Scores((act_bits,), (0.0,))
+            for group, scores in choices.acts.items()
+        },
+        group_of=choices.group_of,
+        pinned=choices.pinned,
+    )
