@@ -9,7 +9,7 @@ from trainables.checked import STRICT, check_not_negative, check_positive
 from trainables.errors import ConfigError
 from trainables.finetune_config import DeployedQuantizer
 
-QuantizerName = Literal["pact", "hwgq"]
+QuantizerName = Literal["pact", "hwgq", "lsq", "daq"]
 Resolution = Literal["native", "input"]
 Concavity = Literal["sqrt", "linear", "square"]
 Form = Literal["paper", "release"]

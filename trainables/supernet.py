@@ -20,7 +20,7 @@ from trainables.choices import Choices, Scores
 from trainables.config import NetworkConfig
 from trainables.errors import ConfigError, CoverageError, DivergedError
 from trainables.finetune_config import DeployedQuantizer
-from trainables.method_config import SupernetConfig
+from trainables.method_config import SupernetConfig, WidthsConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.quantizers.layers import BitMixture, QuantLayer, quant_layers, quantize_layers
 
@@ -181,6 +181,13 @@ def _log_probs(widths: tuple[int, ...], logits: Tensor | None) -> Scores:
 
 
 def build_supernet(net: nn.Module, costs: CostModel, roles: Roles, config: SupernetConfig) -> Supernet:
+    """A supernet with the weights of `net`."""
+    return Supernet(mixed_copy(net, costs, roles, config, config.quantizer), costs, roles)
+
+
+def mixed_copy(
+    net: nn.Module, costs: CostModel, roles: Roles, config: WidthsConfig, quantizer: DeployedQuantizer
+) -> nn.Module:
     """A copy of `net` with all candidate widths in the searched layers; layers pinned by pattern have theirs."""
     candidates = {
         name: (config.weight_bits, (roles.fixed_acts[group],) if group in roles.fixed_acts else config.act_bits)
@@ -189,7 +196,7 @@ def build_supernet(net: nn.Module, costs: CostModel, roles: Roles, config: Super
     }
     candidates |= {name: ((b,), (b,)) for name, b in roles.pinned.items() if name not in roles.float_in_search}
     in_order = {name: candidates[name] for name in costs.layers if name in candidates}
-    return Supernet(_quantized_copy(net, costs, in_order, roles.group_of, config.quantizer), costs, roles)
+    return _quantized_copy(net, costs, in_order, roles.group_of, quantizer)
 
 
 def deploy(net: nn.Module, costs: CostModel, policy: BitPolicy, quantizer: DeployedQuantizer) -> nn.Module:

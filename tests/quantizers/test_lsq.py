@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -122,3 +123,111 @@ def test_half_precision_activations_get_the_codes_of_their_exact_values() -> Non
     y = quantizer(x, ONE)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, quantizer(x.float(), ONE).bfloat16(), rtol=0, atol=0)
+
+
+WIDTHS = (2, 3, 5)
+LIMITS = {2: (-2, 1), 3: (-4, 3), 5: (-16, 15)}
+STEPS = (0.7, 0.31, 0.06)
+
+
+def several() -> tuple[LsqWeights, Tensor, Tensor]:
+    """A quantiser of three widths, weights with some at the ends of each, and a gradient from above."""
+    torch.manual_seed(3)
+    weight = torch.randn(200).double()
+    ends = [end * step for (lo, hi), step in zip(LIMITS.values(), STEPS, strict=True) for end in (lo, hi, lo - 1)]
+    weight[: len(ends)] = torch.tensor(ends).double()
+    quantizer = LsqWeights(WIDTHS).double()
+    quantizer.step.data.copy_(torch.tensor(STEPS))
+    return quantizer, weight.requires_grad_(), torch.randn(200).double()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_chosen_width_alone_is_computed_and_has_the_gradients_of_a_quantiser_of_that_width(width: int) -> None:
+    quantizer, weight, upstream = several()
+    quantizer.choose(width)
+    y = quantizer(weight, ONE)
+    lo, hi = LIMITS[width]
+    place = WIDTHS.index(width)
+    step = quantizer.step.detach()[place]
+    assert set((y.detach() / step).round(decimals=6).tolist()) <= {float(code) for code in range(lo, hi + 1)}
+    grad_weight, grad_steps = torch.autograd.grad(y, [weight, quantizer.step], upstream)
+    expected_weight, expected_step = by_hand(weight.tolist(), upstream.tolist(), float(step), lo, hi)
+    assert grad_weight.tolist() == expected_weight
+    expected = [0.0, 0.0, 0.0]
+    expected[place] = expected_step / math.sqrt(200 * hi)
+    assert grad_steps.tolist() == pytest.approx(expected, rel=1e-9)
+    alone = LsqWeights((width,)).double()
+    alone.step.data.copy_(step)
+    assert torch.equal(y, alone(weight, ONE))
+
+
+def test_a_mixture_is_the_sum_of_its_widths_and_so_are_its_gradients() -> None:
+    quantizer, weight, upstream = several()
+    probs = torch.tensor([0.2, 0.3, 0.5]).double().requires_grad_()
+    mixed = quantizer(weight, probs)
+    found = torch.autograd.grad(mixed, [weight, probs, quantizer.step], upstream)
+    single = []
+    for width in WIDTHS:
+        quantizer.choose(width)
+        single.append(quantizer(weight, ONE))
+    by_hand_mixed = sum(p * one for p, one in zip(probs, single, strict=True))
+    assert isinstance(by_hand_mixed, Tensor)
+    torch.testing.assert_close(mixed, by_hand_mixed)
+    expected = torch.autograd.grad(by_hand_mixed, [weight, probs, quantizer.step], upstream)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_mixtures_gradients_are_the_numerical_ones_with_the_rounding_errors_held() -> None:
+    """Of π and of all steps at once; activations of two images, signed."""
+    torch.manual_seed(4)
+    quantizer = LsqActivations((2, 4), signed=True).double()
+    start = torch.tensor([0.6, 0.17]).double()
+    quantizer.step.data.copy_(start)
+    x, upstream = torch.randn(2, 60).double(), torch.randn(2, 60).double()
+    probs = torch.tensor([0.35, 0.65]).double().requires_grad_()
+    found = torch.cat(torch.autograd.grad(quantizer(x, probs), [probs, quantizer.step], upstream))
+    limits = ((-2, 1), (-8, 7))
+    errors = [(x / s).clamp(*ends).round() - (x / s).clamp(*ends) for s, ends in zip(start, limits, strict=True)]
+
+    def loss(values: Tensor) -> Tensor:
+        parts = zip(values[:2], values[2:], limits, errors, strict=True)
+        return (sum(p * s * ((x / s).clamp(*ends) + error) for p, s, ends, error in parts) * upstream).sum()
+
+    numerical = torch.autograd.functional.jacobian(loss, torch.cat([probs.detach(), start]))
+    numerical[2:] /= torch.tensor([math.sqrt(60 * 1), math.sqrt(60 * 7)]).double()
+    torch.testing.assert_close(found, numerical)
+
+
+def test_each_width_starts_for_itself_and_a_chosen_one_leaves_the_others() -> None:
+    weight, x = torch.tensor([-0.3, 0.1, 0.2, 0.8]), torch.tensor([[0.0, 1.0, 2.0, 5.0]])
+    signed = partial(LsqActivations, signed=True)
+    for kind, values in ((LsqWeights, weight), (signed, x)):
+        quantizer = kind(WIDTHS)
+        quantizer.calibrate(values)
+        for width in WIDTHS:
+            alone = kind((width,))
+            alone.calibrate(values)
+            assert quantizer.steps()[width] == pytest.approx(alone.steps()[width])
+        before = quantizer.steps()
+        quantizer.choose(3)
+        quantizer.calibrate(10 * values)
+        assert {width: after / before[width] for width, after in quantizer.steps().items()} == pytest.approx(
+            {2: 1, 3: 10, 5: 1}
+        )
+
+
+def test_the_only_step_of_a_deployed_layer_is_a_scalar_and_that_of_several_widths_a_vector() -> None:
+    assert {name: tuple(p.shape) for name, p in LsqWeights((4,)).named_parameters()} == {"step": ()}
+    assert {name: tuple(p.shape) for name, p in LsqWeights((4, 2)).named_parameters()} == {"step": (2,)}
+
+
+def test_a_mixture_of_half_precision_activations_is_that_of_their_exact_values() -> None:
+    torch.manual_seed(0)
+    x, probs = (torch.rand(1, 5000) * 20).bfloat16(), torch.tensor([0.4, 0.6])
+    quantizer = LsqActivations((3, 8), signed=False)
+    quantizer.calibrate(x.float())
+    y = quantizer(x.requires_grad_(), probs)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, quantizer(x.detach().float(), probs).bfloat16(), rtol=0, atol=0)
+    assert torch.autograd.grad(y.float().sum(), x)[0].dtype == torch.bfloat16

@@ -21,7 +21,7 @@ from trainables.choices import Choices
 from trainables.config import BudgetConfig
 from trainables.data.splits import Batch
 from trainables.method_config import SupernetConfig
-from trainables.quantizers.layers import calibrate
+from trainables.quantizers.layers import calibrate, quantizer_parameters
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
 from trainables.risks import budget_barrier, complexity_risk
@@ -29,6 +29,8 @@ from trainables.stepping import StepTerms, TrainingPlan
 from trainables.supernet import Supernet, build_supernet
 from trainables.training import every, train
 
+DAQ_LR = 1e-4
+"""Of DAQ's intervals and gains: Adam's, without decay (Kim, Lee and Ham 2021)."""
 GeneralisationTerms = Callable[[Batch, Tensor], dict[str, Tensor]]
 """(batch, logits of the supernet for it) -> terms to record; `generalisation_risk` is weighed by eta."""
 
@@ -46,13 +48,17 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
 
     DEVIATION: clips start at 6 (PACT) where a layer reads no negative values. Else they are calibrated on a few images:
     what a transformer's projections read is so small that with a range of ±6 it is rounded to zero, and stays there.
+    Steps, intervals and gains have no such start: a first training batch sets those of all layers.
     """
     net = bench.reference
     if config.start == "scratch":
         net = fresh_network(bench.config, bench.data).to(bench.workers.device)
     supernet = build_supernet(net, bench.costs, bench.roles, config)
-    signed = [name for name in supernet.searched if bench.costs.work[name].reads_negative]
-    calibrate(supernet.net, bench.probe, layers=signed)
+    if config.quantizer in ("pact", "hwgq"):
+        signed = [name for name in supernet.searched if bench.costs.work[name].reads_negative]
+        calibrate(supernet.net, bench.probe, layers=signed)
+    else:
+        calibrate(supernet.net, bench.calibration_images(config.batch_size))
     supernet.net.requires_grad_(True)
     return supernet
 
@@ -122,11 +128,16 @@ def make_objective(
 
 
 def make_optimizers(supernet: Supernet, config: SupernetConfig) -> list[torch.optim.Optimizer]:
-    """SGD for the weights and SGD for the bit logits, each with its own rate."""
+    """SGD for the weights and SGD for the bit logits, each with its own rate; Adam for what DAQ's quantisers learn.
+
+    What other quantisers learn is trained as weights are.
+    """
     logits = supernet.bit_logits()
-    chosen = {id(p) for p in logits}
-    weights = [p for p in supernet.net.parameters() if id(p) not in chosen]
-    return [
+    learned = quantizer_parameters(supernet.net) if config.quantizer == "daq" else []
+    apart = {id(p) for p in (*logits, *learned)}
+    weights = [p for p in supernet.net.parameters() if id(p) not in apart]
+    found: list[torch.optim.Optimizer] = [
         torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
         for parameters, lr in ((weights, config.weight_lr), (logits, config.bit_lr))
     ]
+    return [*found, torch.optim.Adam(learned, lr=DAQ_LR)] if learned else found

@@ -67,6 +67,14 @@ class BitMixture(nn.Module):
         """Mixed activation and mixed weight."""
         return self.activations(x, self.act_probs()), self.weights(weight, self.weight_probs())
 
+    def choose(self, weight_bits: int, act_bits: int) -> None:
+        """From now on this pair of widths alone is computed, and there are no logits; of `lsq`, as LIMPQ needs it."""
+        assert isinstance(self.weights, LsqWeights)
+        assert isinstance(self.activations, LsqActivations)
+        self.weights.choose(weight_bits)
+        self.activations.choose(act_bits)
+        self.weight_logits = self.act_logits = None
+
     @torch.no_grad()
     def calibrate(self, x: Tensor, weight: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Sets what the quantisers learn from one batch that the layer reads; `combine` is the layer without bias."""
