@@ -62,14 +62,6 @@ def test_an_activation_is_rounded_on_the_grid_that_is_told(name: str, bits: int,
     torch.testing.assert_close(value(grid, grid.codes(told)), told, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["daq"])
-def test_quantisers_of_deployed_networks_refuse_several_widths(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}: widths \[2, 4\] in one layer; .* Search with pact or hwgq"):
-        WEIGHT_QUANTIZERS[name]((2, 4))
-    with pytest.raises(ConfigError, match=rf"{name}: widths \[2, 4\] in one layer"):
-        ACT_QUANTIZERS[name]((2, 4), signed=False)
-
-
 @pytest.mark.parametrize("name", ["pact", "lsq", "daq"])
 def test_one_bit_cannot_hold_a_sign_and_a_zero(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: a signed activation needs at least 2 bits"):

@@ -13,8 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainables.errors import ConfigError
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AffineGrid:
@@ -43,13 +41,3 @@ class AffineGrid:
     def codes(self, values: Tensor) -> Tensor:
         """int64 codes of values that this grid's quantiser has made; without the zeros of a half-wave grid."""
         return (values / (self.scale * self.gain) - self.offset).round().clamp(self.lo, self.hi).to(torch.int64)
-
-
-def only_width(quantizer: str, bits: tuple[int, ...]) -> int:
-    """The width of a quantiser that has one. Raises ConfigError for several."""
-    if len(bits) != 1:
-        raise ConfigError(
-            f"{quantizer}: widths {list(bits)} in one layer; it quantises deployed networks, whose layers have one "
-            "width each. Search with pact or hwgq."
-        )
-    return bits[0]

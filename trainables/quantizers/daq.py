@@ -15,6 +15,13 @@ Layer:                |β|·conv(Qa(x), Qw(w)) + bias, β learned from mean|conv
 
 β multiplies the quantised weight, which is the same as the output: there are fewer weights than outputs.
 
+In a supernet all candidate widths b_1..b_n of a layer share l and u, and β, which is matched to the mixture:
+
+    Qw(w) = Σ_j π_j·Q_j(w),   ∂/∂π_j = Q_j exactly,   ∂/∂w, ∂/∂l, ∂/∂u = Σ_j π_j·(those of Q_j)
+
+and activations likewise. Every width's levels end at the same −1 (or 0) and 1, so that a mixture has the scale of each
+of its widths. With π = 1 a single width is the deployed quantiser: both run the same code.
+
 DEVIATION: the release multiplies the bias by β too; none of its quantised layers has one. A trained bias must stay
 what it is when β starts away from 1.
 """
@@ -28,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.errors import ConfigError
-from trainables.quantizers.affine import AffineGrid, only_width
+from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.staircase import Grid
 
 GAMMA = 2.0
@@ -48,34 +55,61 @@ def rounding_slope(r: Tensor, *, sigma: float) -> Tensor:
 
 
 class _DistanceAware(torch.autograd.Function):
-    """x -> bottom + (1 − bottom)·y/n: the levels lie evenly from `bottom` to 1. Keeps x alone for the backward pass."""
+    """x -> Σ_j π_j·(bottom + (1 − bottom)·y_j/n_j): each width's levels lie evenly from `bottom` to 1.
+
+    Keeps x alone for the backward pass, whatever the number of widths.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, steps: int, bottom: float, sigma: float) -> Tensor:
-        ctx.save_for_backward(x, low, high)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        low: Tensor,
+        high: Tensor,
+        probs: Tensor,
+        steps: tuple[int, ...],
+        bottom: float,
+        sigma: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, low, high, probs)
         ctx.steps, ctx.bottom, ctx.sigma = steps, bottom, sigma
-        places = _places(x, low, high, steps).clamp_(0, steps)
-        return places.sub_(0.5).ceil_().mul_((1 - bottom) / steps).add_(bottom).to(x.dtype)
+        mixed = _levels(x, low, high, steps[0], bottom)
+        if len(steps) > 1:
+            mixed.mul_(probs[0])
+            for n, prob in zip(steps[1:], probs[1:], strict=True):
+                mixed.add_(_levels(x, low, high, n, bottom).mul_(prob))
+        return mixed.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Detached: a second derivative takes the slope for a constant, as it takes windows and codes elsewhere.
-        x, low, high = (saved.detach() for saved in ctx.saved_tensors)
-        steps: int = ctx.steps
-        places = _places(x, low, high, steps)
-        inside = (places >= 0) & (places <= steps)
-        slope = rounding_slope(places - places.floor(), sigma=ctx.sigma) * inside
-        by_place = grad_outputs[0] * slope * ((1 - ctx.bottom) / steps)
+        # Detached: a second derivative takes slopes and codes for constants, as it does elsewhere, but not π.
+        x, low, high = (saved.detach() for saved in ctx.saved_tensors[:3])
+        probs, steps, (grad,) = ctx.saved_tensors[3], ctx.steps, grad_outputs
+        needs_x, needs_low, needs_high, needs_probs = ctx.needs_input_grad[:4]
         width = _width(low, high)
-        needs_x, needs_low, needs_high = ctx.needs_input_grad[:3]
-        return (
-            (by_place * (steps / width)).to(x.dtype) if needs_x else None,
-            -(by_place * (steps - places)).sum() / width if needs_low else None,
-            -(by_place * places).sum() / width if needs_high else None,
-            None,
-            None,
-            None,
-        )
+        sums: list[Tensor | None] = [None, None, None]
+        dots: list[Tensor] = []
+        for j, n in enumerate(steps):
+            places = _places(x, low, high, n)
+            inside = (places >= 0) & (places <= n)
+            slope = rounding_slope(places - places.floor(), sigma=ctx.sigma) * inside
+            by_place = grad * slope * ((1 - ctx.bottom) / n)
+            if len(steps) > 1:
+                by_place = by_place * probs[j]
+            parts = (
+                by_place * (n / width) if needs_x else None,
+                -(by_place * (n - places)).sum() / width if needs_low else None,
+                -(by_place * places).sum() / width if needs_high else None,
+            )
+            sums = [
+                part if known is None or part is None else known + part for known, part in zip(sums, parts, strict=True)
+            ]
+            if needs_probs:
+                dots.append((_levels(x, low, high, n, ctx.bottom) * grad).sum())
+        grad_x, grad_low, grad_high = sums
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        grad_probs = torch.stack(dots).to(probs.dtype) if needs_probs else None
+        return grad_x, grad_low, grad_high, grad_probs, None, None, None
 
 
 def _width(low: Tensor, high: Tensor) -> Tensor:
@@ -87,25 +121,30 @@ def _places(x: Tensor, low: Tensor, high: Tensor, steps: int) -> Tensor:
     return (x.to(torch.promote_types(x.dtype, torch.float32)) - low) * (steps / _width(low, high))
 
 
+def _levels(x: Tensor, low: Tensor, high: Tensor, steps: int, bottom: float) -> Tensor:
+    """Q(x) of one width, levels from `bottom` to 1, in the precision of places."""
+    places = _places(x, low, high, steps).clamp_(0, steps)
+    return places.sub_(0.5).ceil_().mul_((1 - bottom) / steps).add_(bottom)
+
+
 class DaqWeights(nn.Module):
-    """Weights of one width, times the layer's gain |β|."""
+    """Mixture of widths that share an interval, times the layer's gain |β|."""
 
     def __init__(self, bits: tuple[int, ...]) -> None:
         super().__init__()
-        width = only_width("daq", bits)
-        self.grids = (Grid(lo=-(2 ** (width - 1)), hi=2 ** (width - 1) - 1, offset=0.5, windowed=True),)
-        self.steps = 2**width - 1
+        self.grids = tuple(Grid(lo=-(2 ** (b - 1)), hi=2 ** (b - 1) - 1, offset=0.5, windowed=True) for b in bits)
+        self.steps = tuple(2**b - 1 for b in bits)
         self.low = nn.Parameter(torch.tensor(-INTERVAL_START))
         self.high = nn.Parameter(torch.tensor(INTERVAL_START))
         self.gain = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, weight: Tensor, probs: Tensor) -> Tensor:
-        """Quantised weight with β, shape of `weight`; probs [1] is 1."""
+        """Mixed weight with β, shape of `weight`; probs [n]."""
         fixed = weight.detach()
         standardised = (weight - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
         # Ends that training has carried across each other change places: the codes keep their order.
         low, high = torch.minimum(self.low, self.high), torch.maximum(self.low, self.high)
-        levels: Tensor = _DistanceAware.apply(standardised, low, high, self.steps, -1.0, WEIGHT_SIGMA)
+        levels: Tensor = _DistanceAware.apply(standardised, low, high, probs, self.steps, -1.0, WEIGHT_SIGMA)
         return levels * self.gain.abs()
 
     def calibrate(self, weight: Tensor) -> None:
@@ -119,12 +158,14 @@ class DaqWeights(nn.Module):
         self.gain.mul_(torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0))
 
     def affine(self, weight: Tensor) -> AffineGrid:
-        """The grid of the values in plain numbers; codes follow from these, not from `weight` on this scale."""
-        return self.grids[0].affine(2 / self.steps, gain=float(self.gain.detach().abs()))
+        """The grid of the values in plain numbers, of a quantiser of one width; codes follow from these, not from
+        `weight` on this scale."""
+        (grid,), (steps,) = self.grids, self.steps
+        return grid.affine(2 / steps, gain=float(self.gain.detach().abs()))
 
 
 class DaqActivations(nn.Module):
-    """Activations of one width, 0 … 1 after quantisation.
+    """Mixture of widths that share the interval's end u; 0 … 1 after quantisation.
 
     DEVIATION: an activation that can be negative has the interval ±u with levels −1 … 1, one less than 2^b so that zero
     is one of them: DAQ reads ReLU outputs alone, and a convolution's padding is zero.
@@ -132,19 +173,19 @@ class DaqActivations(nn.Module):
 
     def __init__(self, bits: tuple[int, ...], *, signed: bool) -> None:
         super().__init__()
-        width = only_width("daq", bits)
-        if signed and width < 2:
+        if signed and min(bits) < 2:
             raise ConfigError("daq: a signed activation needs at least 2 bits; this layer reads negative values.")
         self.signed = signed
-        self.top = 2 ** (width - 1) - 1 if signed else 2**width - 1
-        self.grids = (Grid(lo=-self.top if signed else 0, hi=self.top, windowed=True),)
+        tops = [2 ** (b - 1) - 1 if signed else 2**b - 1 for b in bits]
+        self.grids = tuple(Grid(lo=-top if signed else 0, hi=top, windowed=True) for top in tops)
+        self.steps = tuple(grid.hi - grid.lo for grid in self.grids)
         self.high = nn.Parameter(torch.tensor(INTERVAL_START))
 
     def forward(self, x: Tensor, probs: Tensor) -> Tensor:
-        """Quantised activation, shape of `x`; probs [1] is 1."""
+        """Mixed activation, shape of `x`; probs [n]."""
         high = self.high.abs()
-        low, steps, bottom = (-high, 2 * self.top, -1.0) if self.signed else (torch.zeros_like(high), self.top, 0.0)
-        levels: Tensor = _DistanceAware.apply(x, low, high, steps, bottom, ACT_SIGMA)
+        low, bottom = (-high, -1.0) if self.signed else (torch.zeros_like(high), 0.0)
+        levels: Tensor = _DistanceAware.apply(x, low, high, probs, self.steps, bottom, ACT_SIGMA)
         return levels
 
     @torch.no_grad()
@@ -154,6 +195,7 @@ class DaqActivations(nn.Module):
         self.high.copy_(torch.where(spread > MIN_WIDTH, INTERVAL_START * spread, INTERVAL_START))
 
     def affine(self) -> AffineGrid:
-        """The grid in plain numbers; its gain 1/u makes the largest level 1."""
+        """The grid in plain numbers, of a quantiser of one width; its gain 1/u makes the largest level 1."""
+        (grid,) = self.grids
         high = max(float(self.high.detach().abs()), MIN_WIDTH / 2 if self.signed else MIN_WIDTH)
-        return self.grids[0].affine(high / self.top, gain=1 / high, rounding="half_down")
+        return grid.affine(high / grid.hi, gain=1 / high, rounding="half_down")
