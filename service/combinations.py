@@ -1,6 +1,6 @@
-"""The combinations of network, data and budget that a sweep's trials can have: each is checked, counted, prepared.
+"""The combinations of network, data, method and budget that a sweep's trials can have.
 
-One where the space varies none of them. A sampler that draws can reach all; a grid reaches those of its first points.
+Each is checked, counted, prepared. One where the space varies none of them. A sampler that draws can reach all; a grid reaches those of its first points.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import assert_never
 from service.reached import reached, with_parents
 from service.space import MAX_POINTS, Choice, Domain, Float, Int, Scalar, example, points, range_of
 from service.spec import SweepSpec
-from service.varied import SUBJECTS
+from service.varied import METHOD, SUBJECTS
 from trainables.api import Survey
 from trainables.config import TrialConfig
 from trainables.errors import ConfigError
+from trainables.method_config import method_name
 
 _STARTS = tuple(f"{place}." for place in SUBJECTS)
 MAX_REFERENCES = 200
@@ -28,26 +29,28 @@ MAX_REFERENCES = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Combination:
-    """A network with a data set, as some of a sweep's trials have them."""
+    """A network with a data set and a method, as some of a sweep's trials have them."""
 
     config: TrialConfig
     """With all other settings in the middle of the space: what the hours of a trial are estimated for."""
     share: float
     """Of the sweep's trials, as far as that is known before: of a grid its points, otherwise equal shares."""
     settings: Mapping[str, Scalar]
-    """What the space gives network and data, and what that depends on."""
+    """What the space gives network, data and method, and what that depends on."""
 
     @property
     def label(self) -> str:
-        """As people read it: resnet8 on digits; with what else the space gives it."""
+        """As people read it: resnet8 on digits; with what else the space gives it, its method first."""
+        method = f"{self.settings[METHOD]}: " if METHOD in self.settings else ""
         shown = [name for name in self.settings if name.startswith(_STARTS) and not name.endswith((".name", ".root"))]
         rest = [f"{name} {self.settings[name]}" for name in shown]
-        return f"{self.config.network.name} on {self.config.data.name}" + (f" ({', '.join(rest)})" if rest else "")
+        which = f" ({', '.join(rest)})" if rest else ""
+        return f"{method}{self.config.network.name} on {self.config.data.name}{which}"
 
 
 def subject(config: TrialConfig) -> str:
-    """What tells a combination from others: all that is said of its network and its data."""
-    return repr((config.network, config.data))
+    """What tells a combination from others: all that is said of its network and its data, and its method."""
+    return repr((config.network, config.data, method_name(config.method)))
 
 
 Surveyed = Sequence[tuple[Combination, Survey]]
@@ -57,7 +60,7 @@ Surveyed = Sequence[tuple[Combination, Survey]]
 def combinations(spec: SweepSpec) -> list[Combination]:
     """In the order of the space, its last entry changing fastest; at least one. Raises SpecError for too many."""
     found: dict[str, Combination] = {}
-    given = _reached(spec, SUBJECTS)
+    given = _reached(spec, (*SUBJECTS, METHOD))
     trials = sum(number for _, number in given)
     for settings, number in given:
         config = _typical(spec, settings)
@@ -83,7 +86,7 @@ def references(spec: SweepSpec) -> dict[str, TrialConfig]:
 
 def budgets(spec: SweepSpec) -> list[tuple[TrialConfig, Mapping[str, Scalar]]]:
     """A trial's settings, and what the space gives them, for each budget on each combination; of ranges both ends."""
-    return [(_typical(spec, settings), settings) for settings, _ in _reached(spec, (*SUBJECTS, "budget"))]
+    return [(_typical(spec, settings), settings) for settings, _ in _reached(spec, (*SUBJECTS, METHOD, "budget"))]
 
 
 def typical_config(spec: SweepSpec) -> TrialConfig:
@@ -102,13 +105,14 @@ def _reached(spec: SweepSpec, sections: Sequence[str]) -> list[tuple[dict[str, S
     except ConfigError as error:
         name, message = str(error).split(": ", 1)
         if spec.sampler.name != "grid":
-            what = f"{', '.join(sections[:-1])} and {sections[-1]}"
+            named = [name for name in sections if name != METHOD or METHOD in spec.space]
+            what = f"{', '.join(named[:-1])} and {named[-1]}"
             message = f"with it there are more than {MAX_POINTS} combinations of {what}; give fewer values"
         raise spec.refuse(("space", name), f"space.{name}: {message}") from None
     first: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
     count: Counter[tuple[tuple[str, Scalar], ...]] = Counter()
     for point in found:
-        own = tuple((name, value) for name, value in point.items() if name.split(".", 1)[0] in sections)
+        own = tuple((n, value) for n, value in point.items() if n in sections or n.split(".", 1)[0] in sections)
         first.setdefault(own, {name: value for name, value in point.items() if name in wanted})
         count[own] += 1
     return [(settings, count[own]) for own, settings in first.items()]

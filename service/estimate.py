@@ -111,7 +111,7 @@ def _kind(spec: SweepSpec) -> tuple[object, ...]:
     config, resources = spec.trial_config(spec.example_settings()), spec.resources
     epochs = {"method.epochs": config.method.search_epochs, "finetune.epochs": config.finetune.epochs}
     return (
-        spec.method_name,
+        spec.methods,
         *(spec.space.get(name, number) for name, number in epochs.items()),
         (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
     )

@@ -33,7 +33,7 @@ from trainables.errors import (
     StorageError,
     did_you_mean,
 )
-from trainables.method_config import METHOD_CONFIGS, GmpqConfig
+from trainables.method_config import GmpqConfig
 from trainables.user_code import is_import_path
 
 Problem = tuple[Path_, str]
@@ -285,9 +285,10 @@ def _pixel_problems(spec: SweepSpec, surveys: Sequence[Survey]) -> Iterator[Prob
     top_k, largest_map = spec.evaluation.top_k, max(survey.evaluation_pixels for survey in surveys)
     if top_k > largest_map and _is_written(spec, top_k):
         yield ("evaluation", "top_k"), f"evaluation.top_k: {_too_many(top_k, largest_map)}"
-    if not issubclass(METHOD_CONFIGS[spec.method_name], GmpqConfig) or max(_method_values(spec, "eta")) == 0:
+    imitating = [config.method for config in spec.example_configs() if isinstance(config.method, GmpqConfig)]
+    if not imitating or max(_method_values(spec, imitating, "eta")) == 0:
         return
-    resolutions = _method_values(spec, "resolution")
+    resolutions = _method_values(spec, imitating, "resolution")
     pixels = max(survey.map_pixels[resolution] for survey in surveys for resolution in resolutions)
     written = {("method", "top_k"): spec.fixed["method"].get("top_k", 0)}
     if "method.top_k" in spec.space:
@@ -297,12 +298,12 @@ def _pixel_problems(spec: SweepSpec, surveys: Sequence[Survey]) -> Iterator[Prob
             yield path, f"{'.'.join(path)}: {_too_many(largest, pixels)}"
 
 
-def _method_values(spec: SweepSpec, setting: str) -> list[Any]:
-    """Values that stand for all that a setting of the method may have."""
+def _method_values(spec: SweepSpec, methods: Sequence[GmpqConfig], setting: str) -> list[Any]:
+    """Values that stand for all that a setting of these methods may have."""
     values = _examples(spec, setting)
     if setting in spec.fixed["method"]:
         values.append(spec.fixed["method"][setting])
-    return values or [getattr(spec.trial_config(spec.example_settings()).method, setting)]
+    return values or [getattr(method, setting) for method in methods]
 
 
 def _examples(spec: SweepSpec, setting: str) -> list[Any]:

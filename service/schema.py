@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -71,8 +72,9 @@ def schema() -> dict[str, Any]:
         "description": f"The search for a policy. {VARIED}",
         "type": "object",
         "discriminator": {"propertyName": "name"},
-        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in methods],
+        "anyOf": [*({"$ref": f"#/$defs/{name}"} for name in methods), {"$ref": "#/$defs/method-several"}],
     }
+    methods["method-several"] = _several(methods)
     properties["space"] = _space()
     properties["base"] = {
         "type": "string",
@@ -142,11 +144,12 @@ def _smoke(properties: dict[str, Any]) -> dict[str, Any]:
 def _needed() -> dict[str, Any]:
     """What a sweep must say that is based on nothing; of what may vary, here or in its space."""
     needed = {name: [f.name for f in dataclasses.fields(kind) if _is_required(f)] for name, kind in SECTIONS.items()}
-    plain = {name: keys for name, keys in needed.items() if keys and name not in VARIABLE} | {"method": ["name"]}
+    plain = {name: keys for name, keys in needed.items() if keys and name not in VARIABLE}
+    varied = [(name, key) for name, keys in needed.items() if name in VARIABLE for key in keys]
     return {
         "required": ["name", *plain, "space"],
         "properties": {name: {"required": keys} for name, keys in plain.items()},
-        "allOf": [_here_or_varied(name, key) for name, keys in needed.items() if name in VARIABLE for key in keys],
+        "allOf": [_here_or_varied(name, key) for name, key in (*varied, ("method", "name"))],
         "if": {"not": {"properties": {"sampler": {"properties": {"name": {"const": "grid"}}, "required": ["name"]}},
                        "required": ["sampler"]}},
         "then": {"required": ["trials"]},
@@ -170,6 +173,24 @@ def _method(name: str, kind: type) -> dict[str, Any]:
     found = _object(kind, ("method",))
     found["properties"] = {"name": {"const": name, "description": "The method."}, **found["properties"]}
     return found
+
+
+def _several(methods: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The section where the space gives the methods: any setting of any of them, and no name."""
+    properties: dict[str, list[dict[str, Any]]] = {}
+    for found in methods.values():
+        for key, value in found["properties"].items():
+            if key != "name" and value not in properties.setdefault(key, []):
+                properties[key].append(value)
+    return {
+        "description": "Settings that go to every method of the space that has them.",
+        "type": "object",
+        "properties": {
+            key: found[0] if len(found) == 1 else {"description": found[0]["description"], "anyOf": found}
+            for key, found in properties.items()
+        },
+        "additionalProperties": False,
+    }
 
 
 def _object(kind: type, path: tuple[str, ...]) -> dict[str, Any]:
@@ -206,10 +227,10 @@ def descriptions(kind: type) -> dict[str, str]:
 
 
 def _space() -> dict[str, Any]:
-    kinds = {name: SECTIONS[name] for name in VARIABLE if name in SECTIONS}
-    found = [settings_of({**kinds, "method": kind}) for kind in METHOD_CONFIGS.values()]
+    kinds = {name: (SECTIONS[name],) for name in VARIABLE if name in SECTIONS}
+    found = settings_of({**kinds, "method": tuple(METHOD_CONFIGS.values())})
     any_range = {"$ref": "#/$defs/range"}
-    names = {name for settings in found for name, setting in settings.items() if not is_list(setting)}
+    names = {name for name, setting in found.items() if not is_list(setting)}
     return {
         "description": "What the trials vary: a range for each setting of the method, network, data, budget, finetune.",
         "type": "object",

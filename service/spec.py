@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from service.merge import read_sweep, reveal, stored_text
+from service.method_choice import build_method, check_methods, read_methods
 from service.pareto import Constraint, Objective, check_objectives, parse_constraint
+from service.reached import reached
 from service.sections import counted_resources, read_section
 from service.settings import (
     EarlyStoppingConfig,
@@ -31,10 +33,12 @@ from service.settings import (
     TrackingConfig,
     WarmStartConfig,
 )
-from service.space import Choice, Conditional, Domain, Scalar, as_written, example, range_of
+from service.space import Choice, Conditional, Domain, Scalar, as_written, chosen_for, example, range_of
 from service.template import Template, load_template
 from service.validate import build
 from service.varied import (
+    METHOD,
+    SEED,
     VARIABLE,
     check_barrier,
     check_batches,
@@ -49,7 +53,7 @@ from service.varied import (
 )
 from service.yaml_source import Path_, Source
 from trainables.config import BudgetConfig, DataConfig, EvaluationConfig, NetworkConfig, ReferenceConfig, TrialConfig
-from trainables.errors import SpecError, did_you_mean
+from trainables.errors import ConfigError, SpecError, did_you_mean
 from trainables.finetune_config import FinetuneConfig
 from trainables.method_config import METHOD_CONFIGS
 
@@ -61,16 +65,19 @@ class SweepSpec:
     name: str
     trials: int
     seed: int
-    """Seed of every trial: trials differ in their settings alone."""
+    """Of every trial to which the space gives none: trials differ in their settings alone."""
     description: str
     owner: str
     tags: Mapping[str, str]
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     reference: ReferenceConfig
-    method_name: str
+    methods: tuple[str, ...]
+    """Names of those that trials may have, in the order of the space."""
+    method: str
+    """Of trials to which the space gives none; empty where it gives one to all."""
     fixed: Mapping[str, Mapping[str, Any]]
-    """By section: settings of network, data, budget, method and finetune that the file writes there."""
+    """By section: settings of network, data, budget, method (but its name) and finetune that the file writes there."""
     evaluation: EvaluationConfig
     space: Mapping[str, Domain]
     sampler: SamplerConfig
@@ -97,19 +104,25 @@ class SweepSpec:
         """
         varied: dict[str, dict[str, Any]] = {place: dict(self.fixed[place]) for place in VARIABLE}
         for name, value in settings.items():
-            place, setting = name.split(".", 1)
-            varied[place][setting] = value
+            if name not in (METHOD, SEED):
+                place, setting = name.split(".", 1)
+                varied[place][setting] = value
         return TrialConfig(
             network=build(NetworkConfig, varied["network"]),
             data=build(DataConfig, varied["data"]),
             reference=self.reference,
-            method=build(METHOD_CONFIGS[self.method_name], varied["method"]),
+            method=build_method(str(settings.get(METHOD, self.method)), varied["method"]),
             finetune=build(FinetuneConfig, varied["finetune"]),
             evaluation=self.evaluation,
             budget=build(BudgetConfig, varied["budget"]),
-            seed=self.seed,
+            seed=int(settings.get(SEED, self.seed)),
             images=self.gallery.images,
         )
+
+    @property
+    def method_name(self) -> str:
+        """The methods' names, for people and for comparing sweeps."""
+        return ", ".join(self.methods)
 
     def names(self, place: str) -> tuple[str, ...]:
         """Networks, or data sets, that trials may have, in the order of the file; `place` is network or data."""
@@ -122,6 +135,13 @@ class SweepSpec:
     def example_settings(self) -> dict[str, Scalar]:
         """The first example of every entry of the space that is active with those before it."""
         return example(self.space, {})
+
+    def example_configs(self) -> list[TrialConfig]:
+        """The first example with each of the methods."""
+        if METHOD not in self.space:
+            return [self.trial_config(self.example_settings())]
+        chosen = chosen_for(self.space, METHOD)
+        return [self.trial_config(example(self.space, {**chosen, METHOD: method})) for method in self.methods]
 
     def path_of(self, name: str, settings: Mapping[str, Scalar]) -> Path_:
         """Where the file says the value that a setting has in a trial to which the space gave `settings`."""
@@ -150,14 +170,14 @@ class SweepSpec:
         content: dict[str, Any] = dataclasses.asdict(trial)
         # What a page shows.
         del content["images"]
+        if SEED in self.space:
+            del content["seed"]
         for place in VARIABLE:
-            for key in list(content[place]):
-                domain = self.space.get(f"{place}.{key}")
-                if isinstance(domain, Conditional):
-                    content[place][key] = fallback(getattr(trial, place), place, key, self.fixed, is_varied=True)
-                elif domain:
-                    del content[place][key]
+            content[place] = self._fixed_of(trial, place)
         content["method"]["name"] = self.method_name
+        if len(self.methods) > 1:
+            each = zip(self.methods, self.example_configs(), strict=True)
+            content["method"] = {method: self._fixed_of(config, "method") for method, config in each}
         content |= {
             "space": {name: as_written(domain) for name, domain in self.space.items()},
             # A sampler draws in the order of the space.
@@ -171,6 +191,18 @@ class SweepSpec:
             content[name] = dataclasses.asdict(getattr(self, name))
         identity: dict[str, Any] = json.loads(json.dumps(content))
         return identity
+
+    def _fixed_of(self, trial: TrialConfig, place: str) -> dict[str, Any]:
+        """A section without what the space always varies."""
+        config = getattr(trial, place)
+        content: dict[str, Any] = dataclasses.asdict(config)
+        for key in list(content):
+            domain = self.space.get(f"{place}.{key}")
+            if isinstance(domain, Conditional) and (place != "method" or METHOD not in dict(domain.when)):
+                content[key] = fallback(config, place, key, self.fixed, is_varied=True)
+            elif domain:
+                del content[key]
+        return content
 
     @property
     def hash(self) -> str:
@@ -273,9 +305,16 @@ def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
         for name, kind in SECTIONS.items()
         if name not in VARIABLE
     }
-    method_name, kinds, fixed = _read_variable(source)
-    space = read_space(source, kinds, fixed)
+    method, methods = read_methods(source)
+    fixed = {place: dict(section(source, place)) for place in VARIABLE}
+    fixed["method"].pop("name", None)
+    kinds: dict[str, tuple[type, ...]] = {place: (SECTIONS[place],) for place in VARIABLE if place in SECTIONS}
+    if methods:
+        kinds["method"] = tuple(METHOD_CONFIGS[name] for name in methods)
+    space = read_space(source, kinds)
     check_varied(source, kinds, fixed, space)
+    if len(methods) > 1 and METHOD in space:
+        check_methods(source, methods, fixed, space)
     check_names(source, fixed, space)
     check_barrier(source, fixed, space)
     plain = _read_plain(source, sections["sampler"], space)
@@ -289,16 +328,22 @@ def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
         objectives=check_objectives(plain.objectives),
         constraints=tuple(parse_constraint(text) for text in plain.constraints),
         **sections,
-        method_name=method_name,
+        methods=methods,
+        method=method,
         fixed=fixed,
         space=space,
         promotion=promotion,
         text=stored_text(source),
         source=source.places_only(),
     )
-    trial = spec.trial_config(spec.example_settings())
-    check_batches(source, spec.resources.workers, trial, fixed, space)
-    check_epochs(source, spec.early_stopping, trial, fixed, space)
+    check_budgeted(source, spec)
+    source.raise_problems()
+    for trial in spec.example_configs():
+        check_batches(source, spec.resources.workers, trial, fixed, space)
+        check_epochs(source, spec.early_stopping, trial, fixed, space)
+    if len(methods) > 1 and spec.early_stopping.name != "none":
+        message = "epochs of several methods do not compare; give name: none"
+        source.add(("early_stopping", "name"), f"early_stopping.name is {spec.early_stopping.name}, but {message}")
     source.raise_problems()
     return spec
 
@@ -321,19 +366,21 @@ def _read_promotion(source: Source, config: PromoteConfig | None, *, smoke: bool
     return template
 
 
-def _read_variable(source: Source) -> tuple[str, dict[str, type], dict[str, dict[str, Any]]]:
-    """The method's name, the classes of what a space may vary (not of an unknown method), and what is fixed."""
-    fixed = {place: dict(section(source, place)) for place in VARIABLE}
-    name = fixed["method"].pop("name", None)
-    kinds: dict[str, type] = {place: SECTIONS[place] for place in VARIABLE if place in SECTIONS}
-    if isinstance(name, str) and name in METHOD_CONFIGS:
-        kinds["method"] = METHOD_CONFIGS[name]
-    elif name is None:
-        source.add(("method",), f"method.name: missing; expected one of {', '.join(METHOD_CONFIGS)}", at_key=True)
-    else:
-        hint = did_you_mean(str(name), METHOD_CONFIGS)
-        source.add(("method", "name"), f"method.name: unknown method {name!r}{hint}")
-    return str(name), kinds, fixed
+def check_budgeted(source: Source, spec: SweepSpec) -> None:
+    """Every trial whose method chooses bits for a budget has one, and a quantiser for all widths on offer."""
+    try:
+        found = reached(spec.space, (METHOD, "budget", "finetune.quantizer", "method.quantizer"))
+    except ConfigError:
+        return  # too many to look at; a trial that has none tells it
+    for settings in found:
+        try:
+            spec.trial_config(example(spec.space, settings))
+        except ConfigError as error:
+            message = str(error)
+            place = "finetune" if message.startswith("finetune") else "budget"
+            path: Path_ = ("space", METHOD) if METHOD in settings else ("method", "name")
+            source.add(path, f"{'.'.join(map(str, path))}: {message.rstrip('.')}" if place == "budget" else message)
+            return
 
 
 def _read_plain(source: Source, sampler: SamplerConfig | None, space: Mapping[str, Domain]) -> PlainConfig | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from service.reached import reached
-from service.settings import EarlyStoppingConfig, WarmStartConfig
+from service.settings import EarlyStoppingConfig, PlainConfig, WarmStartConfig
 from service.space import (
     Choice,
     Conditional,
@@ -39,6 +39,11 @@ SUBJECTS = ("network", "data")
 VARIABLE = (*SUBJECTS, "budget", *STAGES)
 """Sections whose settings a space may vary."""
 BARRIER = "method.barrier"
+METHOD = "method.name"
+SEED = "seed"
+"""Of the top level: the one setting outside of the sections that a space may vary."""
+Kinds = Mapping[str, tuple[type, ...]]
+"""By section the classes of its settings: several where trials may have one of several methods."""
 Fixed = Mapping[str, Mapping[str, Any]]
 
 
@@ -51,9 +56,18 @@ def section(source: Source, name: str) -> dict[str, Any]:
     return {}
 
 
-def settings_of(kinds: Mapping[str, type]) -> dict[str, dataclasses.Field[Any]]:
-    """Fields by their dotted names."""
-    return {f"{place}.{f.name}": f for place, kind in kinds.items() for f in dataclasses.fields(kind)}
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Named:
+    """What a method's class does not say: its name."""
+
+    name: str
+
+
+def settings_of(kinds: Kinds) -> dict[str, dataclasses.Field[Any]]:
+    """Fields of what a space may vary, by their dotted names."""
+    classes = [*((place, kind) for place, several in kinds.items() for kind in several), ("method", _Named)]
+    found = {f"{place}.{f.name}": f for place, kind in classes for f in dataclasses.fields(kind)}
+    return found | {f.name: f for f in dataclasses.fields(PlainConfig) if f.name == SEED}
 
 
 def is_list(setting: dataclasses.Field[Any]) -> bool:
@@ -61,7 +75,7 @@ def is_list(setting: dataclasses.Field[Any]) -> bool:
     return str(setting.type).startswith(("tuple", "Mapping"))
 
 
-def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[str, Domain]:
+def read_space(source: Source, kinds: Kinds) -> dict[str, Domain]:
     """Domains by setting. Of a section that is not in `kinds` (its method is unknown) only the ranges are checked."""
     entries = section(source, "space")
     if not entries:
@@ -90,7 +104,10 @@ def read_space(source: Source, kinds: Mapping[str, type], fixed: Fixed) -> dict[
             )
             source.add(path, f"space.{name}: {message}")
             continue
-        if _may_be_varied(source, name, domain, settings.get(name), fixed):
+        if name == SEED and not _are_seeds(domain):
+            source.add(path, f"space.{name}: give choice, grid, int or fixed with whole numbers from 0")
+            continue
+        if _may_be_varied(source, name, domain, settings.get(name)):
             conditioned = _with_condition(source, name, domain, space)
             if conditioned:
                 space[name] = _typed(conditioned, settings.get(name))
@@ -107,17 +124,25 @@ def _wrong_name(name: str, settings: Mapping[str, dataclasses.Field[Any]], unche
     return ""
 
 
-def _may_be_varied(
-    source: Source, name: str, domain: Domain, setting: dataclasses.Field[Any] | None, fixed: Fixed
-) -> bool:
-    place, key = name.split(".", 1)
+def _are_seeds(domain: Domain) -> bool:
+    values = range_of(domain).examples()
+    return size(domain) < math.inf and all(type(value) is int and value >= 0 for value in values)
+
+
+def _may_be_varied(source: Source, name: str, domain: Domain, setting: dataclasses.Field[Any] | None) -> bool:
+    place, _, key = name.rpartition(".")
+    written = section(source, place) if place else source.content
     if not isinstance(domain, Conditional):
-        if key in fixed[place]:
-            message = f"space.{name}: also fixed under '{place}:'; remove one of the two"
+        if key in written:
+            where = f"under '{place}:'" if place else "at the top level"
+            message = f"space.{name}: also fixed {where}; remove one of the two"
             source.add(("space", name), message, at_key=True)
-        return key not in fixed[place]
+        return key not in written
     missing = dataclasses.MISSING
-    if key not in fixed[place] and setting and setting.default is missing and setting.default_factory is missing:
+    if place == "method" and METHOD in dict(domain.when):
+        # Whether each method has what it needs is seen when its settings are built.
+        return True
+    if key not in written and setting and setting.default is missing and setting.default_factory is missing:
         message = f"space.{name}: has no value where its condition does not hold; give one under '{place}:' as well"
         source.add(("space", name), message, at_key=True)
     return True
@@ -155,12 +180,15 @@ def _with_condition(source: Source, name: str, domain: Domain, earlier: Mapping[
     return Conditional(domain.domain, tuple(when)) if len(when) == len(domain.when) else None
 
 
-def check_varied(source: Source, kinds: Mapping[str, type], fixed: Fixed, space: Mapping[str, Domain]) -> None:
-    """Builds each section once for each example of each of its domains, the others at their first."""
+def check_varied(source: Source, kinds: Kinds, fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """Builds each section once for each example of each of its domains, the others at their first.
+
+    Settings of several methods are left to `method_choice`.
+    """
     entries = section(source, "space")
-    for place, kind in kinds.items():
-        own = {name: domain for name, domain in space.items() if name.startswith(f"{place}.")}
-        problems = find_problems(kind, _content(place, fixed, example(space, {})), place)
+    for place, kind in ((place, several[0]) for place, several in kinds.items() if len(several) == 1):
+        own = {name: domain for name, domain in space.items() if name.startswith(f"{place}.") and name != METHOD}
+        problems = find_problems(kind, content_of(place, fixed, example(space, {})), place)
         for path, message, at_key in problems:
             # What the space gives is compared below; what it was to give and does not has its own message.
             varied = ".".join(map(str, path)) in (entries if message.endswith("missing") else own)
@@ -169,16 +197,17 @@ def check_varied(source: Source, kinds: Mapping[str, type], fixed: Fixed, space:
         for name, domain in own.items():
             for value in domain.examples():
                 settings = example(space, {**chosen_for(space, name), name: value}) | {name: value}
-                found = find_problems(kind, _content(place, fixed, settings), place)
-                _check_example(source, found, name, value, is_alone=not problems)
+                found = find_problems(kind, content_of(place, fixed, settings), place)
+                check_example(source, found, name, value, is_alone=not problems)
             if isinstance(domain, Conditional):
                 settings = {key: value for key, value in example(space, {}).items() if key != name}
-                for path, message, at_key in find_problems(kind, _content(place, fixed, settings), place):
+                for path, message, at_key in find_problems(kind, content_of(place, fixed, settings), place):
                     if ".".join(map(str, path)) == name and not message.endswith("missing"):
                         source.add(path, message, at_key=at_key)
 
 
-def _check_example(source: Source, problems: list[Problem], name: str, value: Scalar, *, is_alone: bool) -> None:
+def check_example(source: Source, problems: list[Problem], name: str, value: Scalar, *, is_alone: bool) -> None:
+    """Adds what is wrong with a section in which an entry has this example; `is_alone`: with no other it is wrong."""
     for path, message, _ in problems:
         if ".".join(map(str, path)) == name:
             source.add(("space", name), f"space.{message}")
@@ -187,8 +216,10 @@ def _check_example(source: Source, problems: list[Problem], name: str, value: Sc
             source.add(("space", name), f"space.{name}: with {value!r}, {message}")
 
 
-def _content(place: str, fixed: Fixed, settings: Mapping[str, Scalar]) -> dict[str, Any]:
-    own = {name.split(".", 1)[1]: value for name, value in settings.items() if name.startswith(f"{place}.")}
+def content_of(place: str, fixed: Fixed, settings: Mapping[str, Scalar]) -> dict[str, Any]:
+    """A section's settings in a trial to which the space gave `settings`; the method's without its name."""
+    prefix = f"{place}."
+    own = {name.removeprefix(prefix): v for name, v in settings.items() if name.startswith(prefix) and name != METHOD}
     return {**fixed[place], **own}
 
 
@@ -250,6 +281,7 @@ def check_epochs(
     epochs = sum(
         min(int(value) for _, values in possible(place, "epochs", trial, fixed, space) for value in values)
         for place in STAGES
+        if hasattr(getattr(trial, place), "epochs")
     )
     if config.min_epochs >= epochs:
         message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
@@ -270,7 +302,7 @@ def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> No
 
 def check_barrier(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:
     """A barrier needs a budget that it stands before, in every trial that has the barrier."""
-    limits = tuple(settings_of({"budget": BudgetConfig}))
+    limits = tuple(f"budget.{f.name}" for f in dataclasses.fields(BudgetConfig))
     try:
         found = reached(_by_examples(space, limits), ("budget", BARRIER))
     except ConfigError as error:
@@ -321,6 +353,8 @@ def _written(source: Source, name: str, fixed: Fixed, space: Mapping[str, Domain
 def check_batches(source: Source, workers: int, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> None:
     """Every worker gets at least one image of every batch."""
     for name in ("reference", *STAGES):
+        if not hasattr(getattr(trial, name), "batch_size"):
+            continue
         for place, sizes in possible(name, "batch_size", trial, fixed, space):
             for images in sizes:
                 if int(images) < workers:

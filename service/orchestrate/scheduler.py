@@ -18,8 +18,10 @@ from service.halving import Halving, rung_values
 from service.orchestrate.failures import failure_of
 from service.orchestrate.worker import now_ms
 from service.records import SweepStore
+from service.space import example
 from service.spec import SweepSpec
 from service.tracking import first_line
+from service.varied import METHOD
 
 
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
@@ -112,9 +114,8 @@ def _last_error(trial: Trial) -> BaseException:
 
 def longest_trial(spec: SweepSpec) -> int:
     """Epochs of search and finetune together, of the longest trial that the space allows."""
-    config = spec.trial_config(spec.example_settings())
-    epochs = 0
-    for stage, fixed in (("method", config.method.search_epochs), ("finetune", config.finetune.epochs)):
-        domain = spec.space.get(f"{stage}.epochs")
-        epochs += max(int(e) for e in domain.examples()) if domain else fixed
-    return epochs
+    lengths = {name: domain for name, domain in spec.space.items() if name.endswith((".epochs", ".evaluations"))}
+    most = {name: max(domain.examples(), key=float) for name, domain in lengths.items()}
+    methods = [{METHOD: method} for method in spec.methods] if METHOD in spec.space else [{}]
+    configs = [spec.trial_config(example(spec.space, {**most, **method})) for method in methods]
+    return max(config.method.search_epochs for config in configs) + max(config.finetune.epochs for config in configs)
