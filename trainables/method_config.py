@@ -252,7 +252,11 @@ class BlackboxConfig(DeployedConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimpqConfig(DeployedConfig):
-    """LIMPQ (Tang et al. 2022): learned step sizes as indicators, from one joint training; then exact allocation."""
+    """LIMPQ (Tang et al. 2022): learned step sizes as indicators, from one joint training; then exact allocation.
+
+    Defaults are the authors' settings for ResNet18, but for the widths, which are those of the other methods (they: 2
+    to 6 bits).
+    """
 
     needs: ClassVar[tuple[str, ...] | None] = ()
 
@@ -269,6 +273,8 @@ class LimpqConfig(DeployedConfig):
     momentum: float = 0.9
     weight_decay: float = 2.5e-5
     """Of the weights; indicators have none."""
+    label_smoothing: float = 0.1
+    """Share of a label that is spread over all classes."""
     alpha: float = 2.0
     """Weight of the weights' indicators beside those of the activations."""
 
@@ -278,12 +284,18 @@ class LimpqConfig(DeployedConfig):
         check_not_negative("method", momentum=self.momentum, weight_decay=self.weight_decay)
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"method.fraction is {self.fraction}; give a share above 0 and up to 1.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"method.label_smoothing is {self.label_smoothing}; give a share from 0 to below 1.")
         check_one_bit("method.weight_bits", "lsq", self.weight_bits)
 
     @property
     def search_epochs(self) -> int:
         """See `WidthsConfig`."""
         return self.epochs
+
+    def steps(self, batches: int) -> int:
+        """Steps of an epoch that has so many batches in all."""
+        return max(1, round(self.fraction * batches))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +339,7 @@ class HawqConfig(SensitivityConfig):
         check_positive("method", probes=self.probes)
 
 
-MethodConfig = GmpqConfig | RgmpqConfig | EdmipsConfig | BpnasConfig | UniformConfig | RandomConfig
+MethodConfig = GmpqConfig | RgmpqConfig | EdmipsConfig | BpnasConfig | UniformConfig | RandomConfig | LimpqConfig
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "gmpq": GmpqConfig,
     "rgmpq": RgmpqConfig,
@@ -335,6 +347,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "bpnas": BpnasConfig,
     "uniform": UniformConfig,
     "random": RandomConfig,
+    "limpq": LimpqConfig,
 }
 
 

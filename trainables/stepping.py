@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -37,6 +37,8 @@ B = TypeVar("B", bound=Images)
 B_co = TypeVar("B_co", bound=Images, covariant=True)
 StepTerms = Callable[[B], Mapping[str, Tensor]]
 """Batch -> scalars of a step; the one named `loss` is minimised, all are averaged over the epoch."""
+Passes = StepTerms[B] | Sequence[StepTerms[B]]
+"""Several are passes over the same batch, whose losses are added up: each goes backward before the next one begins."""
 
 
 class Batches(Protocol[B_co]):
@@ -75,9 +77,10 @@ class TrainingPlan(Generic[B]):
 class Step(Generic[B]):
     """Does steps of one training."""
 
-    def __init__(self, model: nn.Module, plan: TrainingPlan[B], step_terms: StepTerms[B], workers: Workers) -> None:
-        """`model` as the workers wrap it."""
-        self._model, self._plan, self._step_terms, self._workers = model, plan, step_terms, workers
+    def __init__(self, model: nn.Module, plan: TrainingPlan[B], step_terms: Passes[B], workers: Workers) -> None:
+        """`model` as the workers wrap it. Each pass has to use all of its parameters."""
+        self._model, self._plan, self._workers = model, plan, workers
+        self._passes = [step_terms] if callable(step_terms) else list(step_terms)
         check_precision(plan.precision, workers.device)
         self._scaler = torch.amp.GradScaler(workers.device.type, enabled=plan.precision == "fp16")
         self._parameters = [p for o in plan.optimizers for group in o.param_groups for p in group["params"]]
@@ -102,12 +105,12 @@ class Step(Generic[B]):
         """
         for optimizer in self._plan.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        parts, sums = _parts(batch, self._plan.accumulate), dict[str, Tensor]()
-        for number, part in enumerate(parts, 1):
+        rounds, sums = list(product(_parts(batch, self._plan.accumulate), self._passes)), dict[str, Tensor]()
+        for number, (part, step_terms) in enumerate(rounds, 1):
             weight = len(part.labels) * self._workers.size / self._plan.batch_size
-            with self._together(last=number == len(parts)):
+            with self._together(last=number == len(rounds)):
                 with self._autocast():
-                    terms = self._step_terms(part)
+                    terms = step_terms(part)
                 # A whole share of one keeps its bits.
                 weighed = terms if weight == 1 else {name: weight * term for name, term in terms.items()}
                 self._scaler.scale(weighed["loss"]).backward()
@@ -139,7 +142,7 @@ class Step(Generic[B]):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _together(self, *, last: bool) -> AbstractContextManager[None]:
-        """Workers tell each other their gradients once, when all parts are added up."""
+        """Workers tell each other their gradients once, when those of all parts and passes are added up."""
         model = self._model
         return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 

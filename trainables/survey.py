@@ -20,6 +20,7 @@ from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers
 from trainables.method_config import (
     GmpqConfig,
+    LimpqConfig,
     MethodConfig,
     RandomConfig,
     Resolution,
@@ -121,6 +122,8 @@ def _search_steps(method: MethodConfig, data: DataSplits) -> int:
     match method:
         case SupernetConfig(epochs=epochs, batch_size=batch_size):
             return epochs * _steps(data, batch_size)
+        case LimpqConfig():
+            return method.epochs * method.steps(_steps(data, method.batch_size))
         case UniformConfig() | RandomConfig():
             return 1
         case _ as unknown:
@@ -165,11 +168,11 @@ def _timed_search(
 ) -> tuple[Choices, float]:
     """What a short search ends with, and seconds of a step."""
     method, began = short.method, clock.now_s()
-    if isinstance(method, SupernetConfig):
+    if isinstance(method, SupernetConfig | LimpqConfig):
         data = sampled(data, method.batch_size, short.evaluation.batch_size, clock)
     choices = methods.search(replace(bench, data=data), short, _quiet)
     clock.end()
-    if isinstance(method, SupernetConfig):
+    if isinstance(method, SupernetConfig | LimpqConfig):
         return choices, clock.seconds("training", loaders)
     return choices, (clock.now_s() - began) / _search_steps(method, data)
 
@@ -197,6 +200,9 @@ def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
         case SupernetConfig():
             size = max(1, method.batch_size // workers)
             return replace(method, epochs=1, batch_size=size, weight_lr=STANDING_STILL, bit_lr=STANDING_STILL)
+        case LimpqConfig():
+            size = max(1, method.batch_size // workers)
+            return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL)
         case UniformConfig() | RandomConfig():
             return method
         case _ as unknown:

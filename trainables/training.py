@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from trainables.checkpoint import Position, StageCheckpoint
 from trainables.distributed import Workers
 from trainables.errors import DivergedError
-from trainables.stepping import B, Step, StepTerms, TrainingPlan
+from trainables.stepping import B, Passes, Step, TrainingPlan
 
 
 def train(
     model: nn.Module,
     plan: TrainingPlan[B],
-    step_terms: StepTerms[B],
+    step_terms: Passes[B],
     *,
     workers: Workers,
     on_epoch: Callable[[int, dict[str, float]], None],
