@@ -11,6 +11,7 @@ from dashboards.page_shell import Figure, Section, document, links_of, with_link
 from dashboards.plots_bits import bits_section
 from dashboards.plots_final import final_section, transfer_section
 from dashboards.plots_front import CIVIDIS, front_content, front_section, scale
+from dashboards.plots_methods import methods_section
 from dashboards.plots_space import importance_section, lines_scales, space_section
 from dashboards.plots_spend import ard_section, hypervolume_section, spend_section
 from dashboards.sweep_facts import heading
@@ -38,7 +39,7 @@ def linked_as(page: str, stored: Path) -> str:
 
 def _search(view: SweepView) -> list[tuple[Section, dict[str, Figure]]]:
     of = (hypervolume_section, space_section, importance_section, bits_section, ard_section, spend_section)
-    return [section_of(view) for section_of in of]
+    return [*filter(None, (methods_section(view),)), *(section_of(view) for section_of in of)]
 
 
 def _promotion(view: SweepView) -> list[tuple[Section, dict[str, Figure]]]:

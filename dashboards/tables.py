@@ -45,8 +45,8 @@ def short(value: object, digits: int = 4) -> str:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Settings without their section, where that leaves them different."""
-    last = [name.split(".")[-1] for name in names]
+    """Settings without their section, where that leaves them different; the method's name is the method."""
+    last = ["method" if name == "method.name" else name.split(".")[-1] for name in names]
     return [one if last.count(one) == 1 else name for one, name in zip(last, names, strict=True)]
 
 

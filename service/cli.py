@@ -20,7 +20,7 @@ from service.arguments import (
     sweep_argument,
 )
 from service.cli_drive import drive_promotion, drive_sweep, own_command
-from service.cli_fronts import compare, front
+from service.cli_fronts import compare, front, table
 from service.cli_models import evaluate, export
 from service.cli_policy import policy
 from service.cli_promote import promote
@@ -270,7 +270,9 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "bitfront", "_BITFRONT_COMPLETE").source())
 
 
-_OTHERS = (clean, compare, evaluate, export, front, list_, logs, policy, promote, register, status, stop, sync, ui)
+_OTHERS = (
+    clean, compare, evaluate, export, front, list_, logs, policy, promote, register, status, stop, sync, table, ui,
+)  # fmt: skip
 for command in _OTHERS:
     main.add_command(command)
 

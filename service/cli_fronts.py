@@ -1,4 +1,4 @@
-"""The commands on fronts: that of one sweep, that of several together, and how sweeps compare."""
+"""The commands on results: the front of a sweep or of several together, how sweeps compare, how methods do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.arguments import DEFAULT_STORAGE, force_option, json_option, new_console, storage_option, sweep_names
+from service.arguments import (
+    DEFAULT_STORAGE,
+    PIPE_WIDTH,
+    force_option,
+    json_option,
+    new_console,
+    storage_option,
+    sweep_argument,
+    sweep_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +77,63 @@ def front(
         console = new_console()
         console.print(shown.as_report(views, found, width=console.width))
         _tell(views, found, page)
+
+
+@click.command()
+@sweep_argument
+@storage_option
+@click.option(
+    "--against",
+    default="",
+    metavar="METHOD",
+    help="The method whose seeds the others' are paired with; else rgmpq or gmpq, where the sweep has one.",
+)
+@click.option("--markdown", "as_markdown", is_flag=True, help="For documents: the best in bold.")
+@click.option("--csv", "as_csv", is_flag=True, help="A line for each row, with spreads and ends of all quantities.")
+@json_option
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to this file instead.")
+@force_option
+def table(
+    name: str,
+    storage: Path,
+    against: str,
+    as_markdown: bool,
+    as_csv: bool,
+    as_json: bool,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Compare the methods of a sweep: within each budget top-1, costs and search cost of each, over seeds.
+
+    SWEEP is a name in the storage, or a sweep's folder. The sweep may be running or stopped, and have one method alone.
+    """
+    from dashboards import method_table as shown
+    from service.method_table import method_table
+    from service.policies import check_output
+    from service.records import write_text
+    from service.selection import read_views
+
+    if as_markdown + as_csv + as_json > 1:
+        raise click.UsageError("Give one of --markdown, --csv and --json.")
+    if output:
+        check_output(output, force=force, example="methods.md")
+    found = method_table(*read_views([name], storage.absolute()), against=against)
+    if as_markdown:
+        text = shown.as_markdown(found)
+    elif as_csv:
+        text = shown.as_csv(found)
+    elif as_json:
+        text = json.dumps(shown.as_json(found), indent=2) + "\n"
+    else:
+        text = shown.as_text(found, width=PIPE_WIDTH) if output else ""
+    if output:
+        write_text(output, text)
+        click.echo(f"Written:  {output}")
+    elif text:
+        click.echo(text, nl=False)
+    else:
+        console = new_console()
+        console.print(shown.as_report(found, width=console.width))
 
 
 @click.command()

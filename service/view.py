@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from service.final_table import FinalTable, final_table
 from service.front import Front, find_front
@@ -14,6 +15,9 @@ from service.space import Domain, parse_domain
 from service.yaml_source import read_yaml
 from trainables.errors import ConfigError, SpecError
 from trainables.policy_file import PolicyRecord
+
+FIXED = ("network", "data", "budget", "method", "finetune")
+"""Sections whose settings a space can vary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +40,8 @@ class SweepView:
     """By member of the front, why its policy file cannot be read: it is damaged, or of another version."""
     space: Mapping[str, Domain] = field(default_factory=dict)
     """What the trials vary, as far as the sweep's file can still be read."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """What its file fixes for all trials, by names such as 'budget.bops_g' and 'seed'; as far as it can be read."""
     final: FinalTable | None = None
     """Of a promotion."""
 
@@ -62,6 +68,7 @@ def read_view(store: SweepStore, *, objectives: Sequence[str] = (), constraints:
         hours={trial_id: sum(hours.values()) for trial_id, hours in stages.items()},
         stage_hours=stages,
         space=_space(store.folder / "spec.yaml"),
+        fixed=_fixed(store.folder / "spec.yaml"),
         final=final_table(store) if sweep.kind == "finetune" else None,
     )
 
@@ -74,6 +81,18 @@ def _space(path: Path) -> dict[str, Domain]:
             with suppress(ConfigError):
                 space[name] = parse_domain(value)
     return space
+
+
+def _fixed(path: Path) -> dict[str, Any]:
+    """The values alone, as `_space` has the ranges."""
+    found: dict[str, Any] = {}
+    with suppress(SpecError):
+        content = read_yaml(path)
+        for place in FIXED:
+            found |= {f"{place}.{name}": value for name, value in content.mapping((place,)).items()}
+        if "seed" in content.content:
+            found["seed"] = content.content["seed"]
+    return found
 
 
 def _policies(store: SweepStore, members: Sequence[str]) -> tuple[dict[str, PolicyRecord], dict[str, str]]:

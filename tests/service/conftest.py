@@ -7,12 +7,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.front import accuracy_of
 from service.promotion import candidates, enrol
-from service.records import SweepRecord, SweepStore
+from service.records import Failure, State, SweepRecord, SweepStore
 from service.rules import Gates, parse_rule
 from service.template import load_template
 from service.tracking import connect
@@ -97,6 +98,7 @@ trials: {trials}
 FINGERPRINT = "ab" * 32
 MakeSearch = Callable[..., SweepStore]
 MakePromotion = Callable[..., SweepStore]
+MakeMethods = Callable[..., SweepStore]
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +188,58 @@ def recorded_promotion() -> MakePromotion:
         return store
 
     return make
+
+
+Measured = float | State | tuple[float, int, float]
+"""Of a trial: top-1; or that with the bits of its layers and the device-hours of its search; or a state without a
+result."""
+FILE = """\
+name: {name}
+network: {{name: resnet8}}
+data: {{name: digits, image_size: 16}}
+reference: {{epochs: 1}}
+finetune: {{epochs: 1}}
+"""
+
+
+@pytest.fixture
+def recorded_methods(tmp_path: Path, work: CostModel) -> MakeMethods:
+    """Makes a sweep with a trial for each pair of settings and of what was measured. ARD is 100 - top-1."""
+
+    def make(
+        trials: Sequence[tuple[Mapping[str, Any], Measured]], *, name: str = "m", fixed: str = "", **changes: Any
+    ) -> SweepStore:
+        reference = {"key": "k", "top1": 98.0, "device_hours": 0.25, "data_fingerprint": FINGERPRINT}
+        sweep = SweepRecord(
+            name=name, spec_hash="h", facts={"network": "resnet8", "data": "digits", "method": "gmpq"},
+            total_trials=len(trials), created_ms=1_000, references={"k": reference},
+        )  # fmt: skip
+        text = FILE.format(name=name) + fixed
+        store = SweepStore.create(tmp_path / "sweeps", replace(sweep, **changes), spec_text=text)
+        for number, (settings, measured) in enumerate(trials):
+            store.plan_trial(f"t{number:04d}", number=number, settings=settings)
+            if measured != "pending":
+                _end(store, work, f"t{number:04d}", measured)
+        return store
+
+    return make
+
+
+def _end(store: SweepStore, work: CostModel, trial_id: str, measured: Measured) -> None:
+    begun = store.start_trial(trial_id, now_ms=2_000, reference="k")
+    if isinstance(measured, str):
+        failure: Failure = "out of memory" if measured == "failed" else ""
+        store.finish_trial(replace(begun, state=measured, ended_ms=9_000, failure=failure))
+        return
+    top1, bits, hours = measured if isinstance(measured, tuple) else (measured, 3, 0.01)
+    policy = BitPolicy(network="resnet8", bits={layer: LayerBits(bits, bits) for layer in work.layers})
+    record = PolicyRecord.measured(policy, work, method="gmpq", settings={}, image_size=16, num_classes=10)
+    store.save_policy(trial_id, record)
+    metrics = {
+        **record.costs, "top1": top1, "ard": 100.0 - top1, "ard_normalised": 0.5, "reference_top1": 98.0,
+        "search_device_hours": hours, "finetune_device_hours": 0.02, "device_hours": hours + 0.02,
+    }  # fmt: skip
+    store.finish_trial(replace(begun, state="done", ended_ms=9_000, metrics=metrics, policy_hash=policy.hash))
 
 
 def _worth(accuracy: float, bits: int, task: str) -> dict[str, float]:
