@@ -230,15 +230,15 @@ class TrialConfig(BenchConfig):
 
     def __post_init__(self) -> None:
         method, limits = self.method, self.budget.limits
-        if isinstance(method, SupernetConfig) and method.barrier and not limits:
-            raise ConfigError(
-                f"method.barrier is {method.barrier:g}, but there is no budget that it could stand at; "
-                f"set a limit under budget, or leave the barrier out."
-            )
         if method.needs is not None and not (set(limits) & set(method.needs) if method.needs else limits):
             named = f"one of {', '.join(method.needs)}" if method.needs else "a limit, such as bops_g"
             raise ConfigError(
                 f"budget: {method_name(method)} chooses bits for a budget, and there is none; give {named}."
+            )
+        if isinstance(method, SupernetConfig) and method.barrier and not limits:
+            raise ConfigError(
+                f"method.barrier is {method.barrier:g}, but there is no budget that it could stand at; "
+                f"set a limit under budget, or leave the barrier out."
             )
         check_one_bit("finetune.quantizer", self.quantizer, method.weight_bits)
 

@@ -19,7 +19,9 @@ end of the window which is nearer to the untilted mean; 0 where that lies inside
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,37 +42,53 @@ STEEPEST = 1e9
 """Of λ, in units of one over the range of costs: beyond it only the cheapest policy is left."""
 
 
-def random_policies(
-    choices: Choices, costs: CostModel, *, bops_g: float, count: int, seed: int | tuple[int, ...]
-) -> tuple[BitPolicy, ...]:
-    """`count` policies with 97 to 100 % of `bops_g` (10^9), drawn independently: the first of them for any `count`.
+class _TooFewError(ConfigError):
+    """So rare are policies of the wanted cost that no more are drawn."""
 
-    Of the widths that `choices` offers, whatever they score; the same for the same seed. Raises ConfigError that says
-    which costs there are where the window holds no policy, or so few among those of like cost that none is found, and
-    how many were found where they are too few.
+    def __init__(self, around: str, nearest: str) -> None:
+        self.around = around
+        super().__init__(
+            f"{around} none costs {100 * WINDOW:g} to 100 % of it; those nearest to it cost {nearest}; give the BOPs "
+            "of one of these."
+        )
+
+
+def random_draws(
+    choices: Choices, costs: CostModel, *, bops_g: float, seed: int | tuple[int, ...]
+) -> Iterator[BitPolicy]:
+    """Policies with 97 to 100 % of `bops_g` (10^9), drawn independently, without end; the same for the same seed.
+
+    Of the widths that `choices` offers, whatever they score. Raises ConfigError that says which costs there are where
+    the window holds no policy, or so few among those of like cost that fewer than one in MOST_DRAWS is found.
     """
     window = _window(choices, costs, bops_g)
     drawn = np.random.default_rng(seed)
     tilted = _Tilted(choices, costs, window)
-    found: list[BitPolicy] = []
-    for tried in range(0, MOST_DRAWS * count, BATCH):
+    found = 0
+    for tried in itertools.count(BATCH, BATCH):
         batch = tilted.draw(drawn)
-        kept = np.flatnonzero(tilted.keeps(batch.bops, drawn))
-        found += [tilted.policy(batch, int(place)) for place in kept[: count - len(found)]]
-        if len(found) == count:
-            return tuple(found)
-        if not found and tried + BATCH >= MOST_DRAWS:
-            break
-    around = f"of {tried + BATCH} policies drawn around {bops_g:g} G BOPs"
-    if found:
+        for place in np.flatnonzero(tilted.keeps(batch.bops, drawn)):
+            yield tilted.policy(batch, int(place))
+            found += 1
+        if tried >= MOST_DRAWS * (found + 1):
+            raise _TooFewError(f"of {tried} policies drawn around {bops_g:g} G BOPs", tilted.nearest)
+
+
+def random_policies(
+    choices: Choices, costs: CostModel, *, bops_g: float, count: int, seed: int | tuple[int, ...]
+) -> tuple[BitPolicy, ...]:
+    """The first `count` of `random_draws`. Raises as that, and says how many were found where they are too few."""
+    found: list[BitPolicy] = []
+    try:
+        found.extend(itertools.islice(random_draws(choices, costs, bops_g=bops_g, seed=seed), count))
+    except _TooFewError as error:
+        if not found:
+            raise
         raise ConfigError(
-            f"{around} only {len(found)} of the {count} that are wanted were found within {100 * WINDOW:g} to 100 % of "
-            "it; ask for fewer, or give other BOPs."
-        )
-    raise ConfigError(
-        f"{around} none costs {100 * WINDOW:g} to 100 % of it; those nearest to it cost {tilted.nearest}; give the "
-        "BOPs of one of these."
-    )
+            f"{error.around} only {len(found)} of the {count} that are wanted were found within {100 * WINDOW:g} to "
+            "100 % of it; ask for fewer, or give other BOPs."
+        ) from None
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

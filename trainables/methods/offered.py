@@ -1,9 +1,15 @@
-"""What methods without a supernet begin with: the widths that a network's layers may have, none worth more."""
+"""What methods without a supernet begin with: the widths that a network's layers may have, none worth more.
+
+And what those that settle on one policy end with.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trainables.choices import Choices, Scores
 from trainables.method_config import WidthsConfig
+from trainables.policy import BitPolicy
 from trainables.reference import Bench
 
 
@@ -39,4 +45,14 @@ def only(choices: Choices, *, weight_bits: int, act_bits: int) -> Choices:
         },
         group_of=choices.group_of,
         pinned=choices.pinned,
+    )
+
+
+def fixed(choices: Choices, policy: BitPolicy) -> Choices:
+    """The same with `policy`, which is one of these choices, as the only one."""
+    member = {group: name for name, group in choices.group_of.items()}
+    return replace(
+        choices,
+        weights={name: Scores((policy.bits[name].weight,), (0.0,)) for name in choices.weights},
+        acts={group: Scores((policy.bits[member[group]].act,), (0.0,)) for group in choices.acts},
     )

@@ -17,7 +17,10 @@ from trainables.reference import Bench
 
 
 def search(bench: Bench, config: UniformConfig, budget: BudgetConfig) -> Choices:
-    """The pair as the one choice of every layer. Raises InfeasibleBudgetError where no policy keeps the budget."""
+    """The pair as the one choice of every layer; where a pinned layer fixes an activation, that stays.
+
+    Raises InfeasibleBudgetError where no policy keeps the budget.
+    """
     choices, costs = offered(bench, config), bench.costs
     ceilings(choices, costs, budget)
     pairs = []
