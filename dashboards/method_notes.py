@@ -60,12 +60,20 @@ def _spread_words(table: MethodTable) -> str:
 def _best_words(table: MethodTable, sign: str) -> str:
     if not any(row.budget for row in table.rows) or len(table.methods) < 2:
         return ""
+    if not any(_can_lead(group) for group in table.groups):
+        return "Nothing is marked: within no budget have two methods two finished trials or more."
     if not any(row.is_best for row in table.rows):
         return f"Nothing is marked: within no budget is a method told apart from the best by {_RULE}."
     return (
         f"{sign}: within a budget the highest mean top-1, and all that are not told apart from it by {_RULE}. Where "
         "none is told apart none is marked. A rule of thumb, no test."
     )
+
+
+def _can_lead(group: Group) -> bool:
+    """Whether some budget has two rows with a spread."""
+    spreads = [budget_words(row.budget) for row in group.rows if row.budget and len(row.done) > 1]
+    return len(spreads) > len(set(spreads))
 
 
 _RULE = (

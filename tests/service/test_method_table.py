@@ -178,6 +178,18 @@ def test_trials_without_a_result_are_counted_and_named(recorded_methods: MakeMet
     assert "| R-GMPQ | ≤ 0.03 G | 1/5 |" in shown.as_markdown(table)
 
 
+def test_what_is_marked_is_explained_and_why_nothing_is(recorded_methods: MakeMethods) -> None:
+    def told(name: str, trials: Sequence[Any]) -> str:
+        return " ".join(notes(method_table(read_view(recorded_methods(trials, name=name))), "s"))
+
+    assert "*: within a budget the highest mean top-1" in told("a", BOTH)
+    few = [*seeds(UNIFORM | SMALL, [80.0]), *seeds(RGMPQ | SMALL, [90.0, 91.0])]
+    assert "within no budget have two methods two finished trials" in told("b", few)
+    level = [*seeds(UNIFORM | SMALL, [80.0, 90.0]), *seeds(RGMPQ | SMALL, [81.0, 91.0])]
+    assert "within no budget is a method told apart" in told("c", level)
+    assert "marked" not in told("d", seeds(UNIFORM | SMALL, [80.0, 90.0]))
+
+
 def test_finished_trials_beyond_a_constraint_are_told_and_kept(recorded_methods: MakeMethods) -> None:
     table = method_table(read_view(recorded_methods(BOTH[:6], constraints=("top1 >= 85",))))
     assert [len(row.done) for row in table.rows] == [3, 3]
