@@ -23,6 +23,7 @@ OTHERS = {
     "attribution_pixels": "pixels of the attribution map",
     "reference_top1": "top-1 of the reference (%)",
     "search_device_hours": "device-hours of the search",
+    "search_cost_hours": "device-hours of the search, with shared maps in full",
     "finetune_device_hours": "device-hours of the finetune",
 }
 """Metrics that are no objectives, as people read them."""

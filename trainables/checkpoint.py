@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from trainables.report import Stage
 
 FORMAT = 3
 """Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way."""
+
+
+Booked = Stage | Literal["maps", "shared maps"]
+"""What device-hours are booked under: stages, what a trial spent on the reference's maps, and what these took whoever
+made them."""
 
 
 class Stateful(Protocol):
@@ -60,7 +66,7 @@ class Checkpoint:
         self._kept: dict[str, Any] = _read(path) if path else {}
         self._seconds: dict[str, float] = dict(self._kept.get("seconds", {}))
         self._began = time.perf_counter()
-        self._stage = ""
+        self._stage: Booked | Literal[""] = ""
         kept = self._kept.get("policy")
         self.policy = policy_of(kept["network"], kept["layers"], str(path)) if kept else None
         """What the search settled on, once the finetune has begun."""
@@ -73,7 +79,7 @@ class Checkpoint:
         self.policy = policy
         return StageCheckpoint(self, stage, net)
 
-    def watch(self, stage: Stage) -> None:
+    def watch(self, stage: Booked) -> None:
         """From now on the clock runs for `stage`."""
         self.stop()
         self._stage = stage
@@ -87,7 +93,22 @@ class Checkpoint:
             self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + spent
         self._began, self._stage = now, ""
 
-    def hours(self, stage: Stage) -> float:
+    @contextmanager
+    def apart(self, what: Booked) -> Iterator[None]:
+        """Meanwhile the clock runs for `what`."""
+        before = self._stage
+        self.watch(what)
+        try:
+            yield
+        finally:
+            self.stop()
+            self._stage = before
+
+    def book(self, what: Booked, hours: float) -> None:
+        """Device-hours that were spent elsewhere; in place of those that were booked before."""
+        self._seconds[what] = hours * 3600
+
+    def hours(self, stage: Booked) -> float:
         """Device-hours of all workers in `stage`; of attempts that were cut off up to what they had last kept."""
         return self._seconds.get(stage, 0.0) / 3600
 

@@ -5,7 +5,7 @@ the reference as memory-mapped arrays, and read by all trials and workers:
 
     <references>/<reference>/maps/<digest>/maps.npy    [images, h, w] float32, sums 1
                                            risks.npy   [images] float32, cross-entropies, nats
-                                           record.json what they were made of
+                                           record.json what they were made of, and what that took
                                   <digest>.lock        who fills it; the system takes it from a process that dies
 
 The digest is of contents: the reference's weights, the images, the setting. What was made of other weights or images is
@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from trainables.partition import partition, smooth
 from trainables.reference import Bench
 from trainables.report import RECORD_FILE
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 256
 Split = Literal["train", "validation"]
 
@@ -126,6 +127,8 @@ class KeptMaps:
     risks: Tensor
     """[images]."""
     augment: Augment = "none"
+    device_hours: float = 0.0
+    """That all workers of whichever trial made them spent on that."""
 
     def __call__(self, batch: Batch) -> Said:
         """See `ReferenceMaps`."""
@@ -141,7 +144,11 @@ def training_maps(bench: Bench, setting: MapSetting) -> Iterator[ReferenceMaps]:
     """What the reference says of training images: kept where that can be, else asked of it."""
     augment = bench.config.data.augment
     if keeps(augment, setting):
-        yield dataclasses.replace(kept_maps(bench, setting, "train"), augment=augment)
+        clock = bench.checkpoint
+        with clock.apart("maps"):
+            kept = kept_maps(bench, setting, "train")
+        clock.book("shared maps", kept.device_hours)
+        yield dataclasses.replace(kept, augment=augment)
         return
     asked = AskedMaps(bench.reference, setting, probe=bench.probe)
     try:
@@ -158,8 +165,10 @@ def keeps(augment: Augment, setting: MapSetting) -> bool:
 def kept_maps(bench: Bench, setting: MapSetting, split: Split) -> KeptMaps:
     """Those of the unchanged images, from the store; computed, and stored, where they are not in it."""
     if bench.store is None:
+        began = time.perf_counter()
         said = list(_computed(bench, setting, split))
-        return KeptMaps(torch.cat([part.maps for part in said]), torch.cat([part.risks for part in said]))
+        maps, risks = (torch.cat(parts) for parts in zip(*said, strict=True))
+        return KeptMaps(maps, risks, device_hours=_hours_since(began, bench))
     content = _content(bench, setting, split)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = bench.store / bench.record.key / "maps" / digest
@@ -169,6 +178,11 @@ def kept_maps(bench: Bench, setting: MapSetting, split: Split) -> KeptMaps:
                 _remove_stale(folder.parent, content)
                 _write(folder, bench, setting, split, content)
     return _read(folder)
+
+
+def _hours_since(began: float, bench: Bench) -> float:
+    """Device-hours of all workers: those that make nothing wait."""
+    return (time.perf_counter() - began) * bench.workers.size / 3600
 
 
 def _content(bench: Bench, setting: MapSetting, split: Split) -> dict[str, Any]:
@@ -233,11 +247,10 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
     """Whole or not at all. A batch at a time: all maps together may be larger than the memory."""
     for abandoned in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    count = len(_images(bench, split))
+    count, began = len(_images(bench, split)), time.perf_counter()
     try:
         # Where a lock does not reach other machines, another of them may be first.
         with published(folder) as unfinished:
-            (unfinished / RECORD_FILE).write_text(json.dumps(content, indent=2) + "\n")
             with (unfinished / "maps.npy").open("wb") as maps, (unfinished / "risks.npy").open("wb") as risks:
                 for said in _computed(bench, setting, split):
                     for file, part in zip((maps, risks), said, strict=True):
@@ -246,6 +259,8 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
                             np.lib.format.write_array_header_2_0(file, header)
                         # Written and not mapped: a full disk is then an error, and no signal that ends the process.
                         file.write(part.numpy().astype("<f4").data)
+            record = {**content, "device_hours": _hours_since(began, bench)}
+            (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise StorageError(
             f"{folder}: {count} attribution maps cannot be written ({error.strerror}); make room, or give storage.path "
@@ -256,4 +271,5 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
 def _read(folder: Path) -> KeptMaps:
     # Copy on write: torch wants memory that it may write to, and nobody does.
     maps, risks = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("maps", "risks"))
-    return KeptMaps(torch.from_numpy(maps), torch.from_numpy(risks))
+    hours = json.loads((folder / RECORD_FILE).read_text())["device_hours"]
+    return KeptMaps(torch.from_numpy(maps), torch.from_numpy(risks), device_hours=hours)

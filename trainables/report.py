@@ -74,8 +74,9 @@ class TrialResult:
     """What the policy was chosen from, to choose again under another budget."""
     metrics: Mapping[str, float]
     """top1 (percent), ard (ranks), ard_normalised, entropy (nats), bops_g, bops_paper_g, compression, storage_mb,
-    storage_mib, mean_weight_bits, mean_act_bits, float_mb, reference_top1, search_device_hours, finetune_device_hours,
-    device_hours."""
+    storage_mib, mean_weight_bits, mean_act_bits, float_mb, reference_top1, search_device_hours, search_cost_hours (what
+    finding the policy took, whoever did it: with the reference's maps in full, which trials share; without the
+    reference), finetune_device_hours, device_hours."""
     samples: SampleMaps | None = None
     """Maps of `TrialConfig.images` validation images; None where it asks for none."""
 
@@ -85,6 +86,6 @@ class FinetuneResult:
     """What a given policy is worth after its finetune. Every metric is a finite number."""
 
     metrics: Mapping[str, float]
-    """Those of `TrialResult`, less search_device_hours."""
+    """Those of `TrialResult`, less those of the search."""
     samples: SampleMaps | None = None
     """As in `TrialResult`."""

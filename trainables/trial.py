@@ -38,10 +38,11 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
         policy = allocate(choices, bench.costs, config.budget)
         _check_recount(bench, policy, config.budget)
     found, _ = _finetuned(bench, policy, report)
-    search_hours = clock.hours("search")
+    search_hours = clock.hours("search") + clock.hours("maps")
     metrics = {
         **found.metrics,
         "search_device_hours": search_hours,
+        "search_cost_hours": clock.hours("search") + clock.hours("shared maps"),
         "device_hours": search_hours + found.metrics["device_hours"],
     }
     return TrialResult(record=_record(bench, policy, config), choices=choices, metrics=metrics, samples=found.samples)

@@ -34,7 +34,7 @@ limits: {limits}
 storage: {{path: st}}
 """
 KILLS = int(os.environ.get("BITFRONT_TEST_KILLS", "4"))
-TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
+TIMED = {"device_hours", "search_device_hours", "search_cost_hours", "finetune_device_hours", "images_per_s"}
 
 
 def write_spec(folder: Path, **changes: object) -> Path:

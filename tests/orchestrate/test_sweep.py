@@ -103,7 +103,7 @@ def test_a_sweep_leaves_true_records_and_repeats_itself_bit_for_bit_however_it_i
     # Again, this time each trial's one worker under Ray Train: the same function started in another way.
     again, text = run(spec_of(tmp_path, name="again", resources="{launch: train}"))
     assert "reference: found" in text
-    timed = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
+    timed = {"device_hours", "search_device_hours", "search_cost_hours", "finetune_device_hours", "images_per_s"}
     for one, other in zip(first.store.trials(), again.store.trials(), strict=True):
         assert (one.settings, one.policy_hash) == (other.settings, other.policy_hash)
         assert {k: v for k, v in one.metrics.items() if k not in timed} == {

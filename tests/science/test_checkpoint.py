@@ -1,5 +1,7 @@
 """A training that is cut off anywhere and goes on ends where an undisturbed one does, bit for bit."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ TINY = TrialConfig(
     method=GmpqConfig(zeta=0.3, eta=1.0, epochs=2, batch_size=64),
     finetune=FinetuneConfig(epochs=2, batch_size=64),
 )
-TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
+TIMED = {"device_hours", "search_device_hours", "search_cost_hours", "finetune_device_hours", "images_per_s"}
 
 
 class CutOffError(Exception):
@@ -95,6 +97,29 @@ def test_time_of_attempts_that_were_cut_off_is_counted(store: Path, tmp_path: Pa
     seconds = torch.load(file, weights_only=True)["seconds"]
     found = run_trial(TINY, Reports(), store=store, checkpoint=file)
     assert found.metrics["search_device_hours"] == pytest.approx(seconds["search"] / 3600, rel=1e-3)
+
+
+def test_a_search_costs_its_maps_in_full_whoever_made_them(store: Path, tmp_path: Path) -> None:
+    for folder in store.glob("*/maps"):
+        shutil.rmtree(folder)
+    config = replace(TINY, method=RgmpqConfig(zeta=0.3, eta=1.0, epochs=1, batch_size=64, gamma=0.5))
+    costs = []
+    for number in range(2):
+        file = tmp_path / f"{number}.pt"
+        with pytest.raises(CutOffError):
+            run_trial(config, Reports(1), store=store, checkpoint=file)
+        metrics = run_trial(config, Reports(), store=store, checkpoint=file).metrics
+        (record,) = [
+            found
+            for path in store.glob("*/maps/*/record.json")
+            if (found := json.loads(path.read_text()))["split"] == "train"
+        ]
+        alone = metrics["search_cost_hours"] - record["device_hours"]
+        assert alone > 0
+        costs.append(metrics["search_device_hours"] - alone)
+    # The first made them, the second read them; both trials' search took them.
+    assert costs[0] >= record["device_hours"]
+    assert 0 < costs[1] < record["device_hours"] / 2
 
 
 def test_a_file_that_is_damaged_counts_as_none(store: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ TINY = TrialConfig(
     finetune=FinetuneConfig(epochs=2, batch_size=128),
     images=4,
 )
-TIMED = {"device_hours", "search_device_hours", "finetune_device_hours", "images_per_s"}
+TIMED = {"device_hours", "search_device_hours", "search_cost_hours", "finetune_device_hours", "images_per_s"}
 
 
 def quiet(epoch: EpochReport) -> None:
