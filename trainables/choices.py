@@ -1,6 +1,8 @@
 """What a search ended with: how much each width of each layer is worth. From it, and a budget, follows a policy.
 
-Weights have their scores by layer; activations by group, as layers that share an activation share its bits. No tensors.
+Scores are added up over the layers, whatever they measure: log-probabilities of a supernet, losses of a sensitivity
+analysis, learned indicators (`indicators`). Weights have their scores by layer; activations by group, as layers that
+share an activation share its bits. No tensors.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ class Scores:
 
     widths: tuple[int, ...]
     values: tuple[float, ...]
-    """Finite; log π (nats) where a supernet was searched."""
+    """Finite, on a scale of the method's own: log π (nats) where a supernet was searched, minus a loss or an indicator
+    where layers were tried one by one. Differences alone count."""
 
     def __post_init__(self) -> None:
         if not self.widths or len(set(self.widths)) != len(self.widths) or len(self.widths) != len(self.values):
@@ -39,6 +42,15 @@ class Scores:
     def best(self) -> int:
         """The width of the highest score; of equals the smaller."""
         return max(zip(self.values, (-width for width in self.widths), self.widths, strict=True))[2]
+
+    @property
+    def worthwhile(self) -> tuple[int, ...]:
+        """Widths that are worth more than every smaller one, ascending: the others cost more for nothing."""
+        kept: list[int] = []
+        for width in sorted(self.widths):
+            if not kept or self.of(width) > self.of(kept[-1]):
+                kept.append(width)
+        return tuple(kept)
 
     def of(self, width: int) -> float:
         """The score of a width that is on offer."""
@@ -60,6 +72,8 @@ class Choices:
     """The group of each searched layer."""
     pinned: Mapping[str, int]
     """Weight and activation bits of the other layers."""
+    indicators: Mapping[str, Any] = field(default_factory=dict)
+    """Importance indicators that the scores follow from, as a file of them holds them; empty where there are none."""
 
     def __post_init__(self) -> None:
         if set(self.weights) & set(self.pinned) or {*self.weights, *self.pinned} != set(self.layers):
@@ -106,21 +120,24 @@ class Choices:
                 return {"pinned": self.pinned[name]}
             return {"weight": _written(self.weights[name]), "group": self.group_of[name]}
 
-        return {
+        content = {
             "bitfront_choices": FORMAT_VERSION,
             "network": self.network,
             "layers": {name: layer(name) for name in self.layers},
             "groups": {group: _written(scores) for group, scores in self.acts.items()},
         }
+        return {**content, "indicators": self.indicators} if self.indicators else content
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], *, origin: str) -> Choices:
         """Reads `to_content`; `origin` is named in errors, which are ConfigErrors."""
         if content.get("bitfront_choices") != FORMAT_VERSION:
             raise ConfigError(f"{origin}: not a file of choices: expected 'bitfront_choices': {FORMAT_VERSION}.")
-        layers, groups = content.get("layers"), content.get("groups")
+        layers, groups, indicators = content.get("layers"), content.get("groups"), content.get("indicators", {})
         if not isinstance(layers, dict) or not isinstance(groups, dict) or not isinstance(content.get("network"), str):
             raise ConfigError(f"{origin}: expected 'network', a name, and 'layers' and 'groups', objects.")
+        if not isinstance(indicators, dict):
+            raise ConfigError(f"{origin}: 'indicators' are {str(indicators)[:40]!r}; expected an object, or leave it out.")
         for name, entry in layers.items():
             if not isinstance(entry, dict) or set(entry) not in ({"pinned"}, {"weight", "group"}):
                 raise ConfigError(f"{origin}: layer {name!r}: expected 'weight' and 'group', or 'pinned'.")
@@ -133,6 +150,7 @@ class Choices:
                 acts={group: _read(scores) for group, scores in groups.items()},
                 group_of={name: entry["group"] for name, entry in searched.items()},
                 pinned={name: entry["pinned"] for name, entry in layers.items() if "pinned" in entry},
+                indicators=indicators,
             )
         except ConfigError as error:
             raise ConfigError(f"{origin}: {error}") from None

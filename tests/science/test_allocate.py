@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from trainables.allocate import TIE, allocate
+from trainables.allocate import allocate
 from trainables.bops import CostModel, LayerWork
 from trainables.choices import Choices, Scores
 from trainables.config import BudgetConfig
 from trainables.errors import ConfigError, InfeasibleBudgetError
+from trainables.knapsack.problem import TIE
 from trainables.policy import BitPolicy
 
 COSTS = ("bops_g", "bops_paper_g", "compression", "storage_mb", "mean_weight_bits", "mean_act_bits")
@@ -31,7 +32,8 @@ def random_problem(
     """Stem, searched layers of which some share an activation, a product, head; logits of which some are equal."""
     rng = random.Random(seed)
     names = ["stem", *(f"layer{i}" for i in range(layers)), "head"]
-    group_of, work = {}, {}
+    group_of: dict[str, str] = {}
+    work: dict[str, LayerWork] = {}
     for before, name in itertools.pairwise(names):
         group_of[name] = group_of[before] if before in group_of and rng.random() < 0.4 else name
     for name in names:
