@@ -137,7 +137,9 @@ class Choices:
         if not isinstance(layers, dict) or not isinstance(groups, dict) or not isinstance(content.get("network"), str):
             raise ConfigError(f"{origin}: expected 'network', a name, and 'layers' and 'groups', objects.")
         if not isinstance(indicators, dict):
-            raise ConfigError(f"{origin}: 'indicators' are {str(indicators)[:40]!r}; expected an object, or leave it out.")
+            raise ConfigError(
+                f"{origin}: 'indicators' are {str(indicators)[:40]!r}; expected an object, or leave it out."
+            )
         for name, entry in layers.items():
             if not isinstance(entry, dict) or set(entry) not in ({"pinned"}, {"weight", "group"}):
                 raise ConfigError(f"{origin}: layer {name!r}: expected 'weight' and 'group', or 'pinned'.")

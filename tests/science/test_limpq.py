@@ -1,6 +1,7 @@
 """LIMPQ's joint training against a loop by hand, cut off and on two workers; and what follows from its indicators."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainables.choices import Choices
 from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.data import load_data
 from trainables.distributed import Workers, make_repeatable
-from trainables.errors import DivergedError, InfeasibleBudgetError
+from trainables.errors import ConfigError, DivergedError, InfeasibleBudgetError
 from trainables.finetune_config import FinetuneConfig
 from trainables.indicators import Indicators
 from trainables.method_config import LimpqConfig
@@ -259,6 +260,15 @@ def test_indicators_fall_with_every_bit_and_have_been_learned(store: Path) -> No
         assert all(abs(s / b - 1) > 1e-4 for s, b in zip(indicators, start.weights[name].values(), strict=True))
     for scores in choices.acts.values():
         assert list(scores.values) == sorted(scores.values)
+    # The file has all widths in the authors' format, and the same choices follow from it again.
+    kept = Choices.from_content(json.loads(choices.to_json()), origin="choices.json")
+    assert kept == choices
+    learned = Indicators.from_content(kept.indicators, "choices.json")
+    again = learned.choices(offered(bench, TINY.method), alpha=alpha)
+    assert replace(again, indicators=kept.indicators) == choices
+    assert kept.indicators["layer_name"] == list(choices.weights)
+    with pytest.raises(ConfigError, match=r"c\.json: 'indicators' are '\[1\]'; expected an object, or leave it out"):
+        Choices.from_content({**choices.to_content(), "indicators": [1]}, origin="c.json")
 
 
 def run(config: TrialConfig, store: Path, file: Path | None) -> tuple[object, dict[str, float], list[EpochReport]]:

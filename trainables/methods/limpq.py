@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -195,7 +195,9 @@ def search(bench: Bench, config: LimpqConfig, budget: BudgetConfig, report: Repo
     kept = bench.checkpoint.begin("search", joint.net)
     plan, passes = joint_plan(bench, joint, config), pass_terms(model, joint, config)
     train(model, plan, passes, workers=bench.workers, on_epoch=on_epoch, checkpoint=kept)
-    return choices_of(joint.indicators(), template, bench.costs, config=config, budget=budget)
+    indicators = joint.indicators()
+    found = choices_of(indicators, template, bench.costs, config=config, budget=budget)
+    return replace(found, indicators=indicators.to_content())
 
 
 def joint_plan(bench: Bench, joint: JointNetwork, config: LimpqConfig) -> TrainingPlan[JointBatch]:
