@@ -221,8 +221,8 @@ class RandomConfig(DeployedConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlackboxConfig(DeployedConfig):
-    """A black-box search of the bits by Optuna: a stand-in for HAQ (Wang et al. 2019), whose agent is trained by
-    reinforcement learning."""
+    """A black-box search of the bits by Optuna's estimator: a stand-in for HAQ (Wang et al. 2019), and not HAQ, whose
+    agent is trained by reinforcement learning."""
 
     needs: ClassVar[tuple[str, ...] | None] = ()
 
@@ -235,7 +235,8 @@ class BlackboxConfig(DeployedConfig):
     lr: float = 0.001
     """Of the tuning steps: Adam."""
     images: int = 512
-    """Training images, held out from the tuning, on which a policy is scored."""
+    """Training images, held out from the tuning, on which a policy is scored: about so many, at least one of each
+    class."""
 
     def __post_init__(self) -> None:
         DeployedConfig.__post_init__(self)
@@ -339,7 +340,9 @@ class HawqConfig(SensitivityConfig):
         check_positive("method", probes=self.probes)
 
 
-MethodConfig = GmpqConfig | RgmpqConfig | EdmipsConfig | BpnasConfig | UniformConfig | RandomConfig | LimpqConfig
+MethodConfig = (
+    GmpqConfig | RgmpqConfig | EdmipsConfig | BpnasConfig | UniformConfig | RandomConfig | BlackboxConfig | LimpqConfig
+)
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "gmpq": GmpqConfig,
     "rgmpq": RgmpqConfig,
@@ -347,6 +350,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "bpnas": BpnasConfig,
     "uniform": UniformConfig,
     "random": RandomConfig,
+    "blackbox": BlackboxConfig,
     "limpq": LimpqConfig,
 }
 

@@ -19,6 +19,7 @@ from trainables.data import load_data
 from trainables.data.splits import DataSplits, loader
 from trainables.distributed import Workers
 from trainables.method_config import (
+    BlackboxConfig,
     GmpqConfig,
     LimpqConfig,
     MethodConfig,
@@ -28,6 +29,7 @@ from trainables.method_config import (
     UniformConfig,
     WidthsConfig,
 )
+from trainables.methods.quick_score import parts
 from trainables.policy import BitPolicy, LayerBits
 from trainables.reference import Bench, train_reference, untrained_bench
 from trainables.report import EpochReport, Stage
@@ -35,6 +37,9 @@ from trainables.supernet import Roles
 from trainables.survey_finetune import time_finetune
 from trainables.survey_report import Reach, StepTimes, Survey
 from trainables.timing import STANDING_STILL, Clock, as_in_a_trial, sampled
+
+TIMED_EVALUATIONS = 2
+"""Of a black-box search; the second has nothing to load any more."""
 
 
 def surveys(configs: Sequence[TrialConfig]) -> list[Survey]:
@@ -124,6 +129,10 @@ def _search_steps(method: MethodConfig, data: DataSplits) -> int:
             return epochs * _steps(data, batch_size)
         case LimpqConfig():
             return method.epochs * method.steps(_steps(data, method.batch_size))
+        case BlackboxConfig():
+            # A step is an evaluation.
+            parts(data.train, method, seed=0)
+            return method.evaluations
         case UniformConfig() | RandomConfig():
             return 1
         case _ as unknown:
@@ -203,6 +212,9 @@ def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
         case LimpqConfig():
             size = max(1, method.batch_size // workers)
             return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL)
+        case BlackboxConfig():
+            size, images = max(1, method.batch_size // workers), max(1, method.images // workers)
+            return replace(method, evaluations=TIMED_EVALUATIONS, batch_size=size, images=images)
         case UniformConfig() | RandomConfig():
             return method
         case _ as unknown:

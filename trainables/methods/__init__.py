@@ -10,8 +10,8 @@ from typing import assert_never
 
 from trainables.choices import Choices
 from trainables.config import TrialConfig
-from trainables.method_config import EdmipsConfig, GmpqConfig, LimpqConfig, RandomConfig, UniformConfig
-from trainables.methods import drawn, edmips, gmpq, limpq, uniform
+from trainables.method_config import BlackboxConfig, EdmipsConfig, GmpqConfig, LimpqConfig, RandomConfig, UniformConfig
+from trainables.methods import blackbox, drawn, edmips, gmpq, limpq, uniform
 from trainables.reference import Bench
 from trainables.report import Report
 
@@ -29,5 +29,7 @@ def search(bench: Bench, trial: TrialConfig, report: Report) -> Choices:
             return drawn.search(bench, config, trial.budget)
         case LimpqConfig() as config:
             return limpq.search(bench, config, trial.budget, report)
+        case BlackboxConfig() as config:
+            return blackbox.search(bench, config, trial.budget, report)
         case _ as unknown:
             assert_never(unknown)
