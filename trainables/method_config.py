@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -311,7 +312,7 @@ class SensitivityConfig(DeployedConfig):
     images: int = 256
     """Training images that the loss is taken of."""
     batch_size: int = 32
-    """Images that are on the device at once."""
+    """Images of a pass, over all workers."""
     rounding: Literal["minmax", "mse"] = "mse"
     """Range of the weights that are rounded: their own, or the one of least squared error."""
     solver: Solver = "exact"
@@ -320,6 +321,11 @@ class SensitivityConfig(DeployedConfig):
     def __post_init__(self) -> None:
         DeployedConfig.__post_init__(self)
         check_positive("method", images=self.images, batch_size=self.batch_size)
+
+    @property
+    def passes(self) -> int:
+        """Over the images, of a batch each."""
+        return math.ceil(self.images / self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -341,7 +347,16 @@ class HawqConfig(SensitivityConfig):
 
 
 MethodConfig = (
-    GmpqConfig | RgmpqConfig | EdmipsConfig | BpnasConfig | UniformConfig | RandomConfig | BlackboxConfig | LimpqConfig
+    GmpqConfig
+    | RgmpqConfig
+    | EdmipsConfig
+    | BpnasConfig
+    | UniformConfig
+    | RandomConfig
+    | BlackboxConfig
+    | LimpqConfig
+    | MpqcoConfig
+    | HawqConfig
 )
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "gmpq": GmpqConfig,
@@ -352,6 +367,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "random": RandomConfig,
     "blackbox": BlackboxConfig,
     "limpq": LimpqConfig,
+    "mpqco": MpqcoConfig,
+    "hawq": HawqConfig,
 }
 
 

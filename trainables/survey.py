@@ -21,8 +21,10 @@ from trainables.distributed import Workers
 from trainables.method_config import (
     BlackboxConfig,
     GmpqConfig,
+    HawqConfig,
     LimpqConfig,
     MethodConfig,
+    MpqcoConfig,
     RandomConfig,
     Resolution,
     SupernetConfig,
@@ -30,6 +32,7 @@ from trainables.method_config import (
     WidthsConfig,
 )
 from trainables.methods.quick_score import parts
+from trainables.methods.sensitivity import check_images
 from trainables.policy import BitPolicy, LayerBits
 from trainables.reference import Bench, train_reference, untrained_bench
 from trainables.report import EpochReport, Stage
@@ -37,6 +40,11 @@ from trainables.supernet import Roles
 from trainables.survey_finetune import time_finetune
 from trainables.survey_report import Reach, StepTimes, Survey
 from trainables.timing import STANDING_STILL, Clock, as_in_a_trial, sampled
+
+TIMED_PASSES = 4
+"""Of a search over a few images; what it does once is shared among them."""
+TIMED_PROBES = 4
+"""Of a Hessian; of a single pass."""
 
 TIMED_EVALUATIONS = 2
 """Of a black-box search; the second has nothing to load any more."""
@@ -129,6 +137,12 @@ def _search_steps(method: MethodConfig, data: DataSplits) -> int:
             return epochs * _steps(data, batch_size)
         case LimpqConfig():
             return method.epochs * method.steps(_steps(data, method.batch_size))
+        case MpqcoConfig():
+            check_images(data.train, method.images)
+            return method.passes
+        case HawqConfig():
+            check_images(data.train, method.images)
+            return method.passes * method.probes
         case BlackboxConfig():
             # A step is an evaluation.
             parts(data.train, method, seed=0)
@@ -212,6 +226,12 @@ def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
         case LimpqConfig():
             size = max(1, method.batch_size // workers)
             return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL)
+        case MpqcoConfig():
+            size = max(1, method.batch_size // workers)
+            return replace(method, batch_size=size, images=min(method.images, TIMED_PASSES * size))
+        case HawqConfig():
+            size, probes = max(1, method.batch_size // workers), min(method.probes, TIMED_PROBES)
+            return replace(method, batch_size=size, images=min(method.images, size), probes=probes)
         case BlackboxConfig():
             size, images = max(1, method.batch_size // workers), max(1, method.images // workers)
             return replace(method, evaluations=TIMED_EVALUATIONS, batch_size=size, images=images)

@@ -10,8 +10,17 @@ from typing import assert_never
 
 from trainables.choices import Choices
 from trainables.config import TrialConfig
-from trainables.method_config import BlackboxConfig, EdmipsConfig, GmpqConfig, LimpqConfig, RandomConfig, UniformConfig
-from trainables.methods import blackbox, drawn, edmips, gmpq, limpq, uniform
+from trainables.method_config import (
+    BlackboxConfig,
+    EdmipsConfig,
+    GmpqConfig,
+    HawqConfig,
+    LimpqConfig,
+    MpqcoConfig,
+    RandomConfig,
+    UniformConfig,
+)
+from trainables.methods import blackbox, drawn, edmips, gmpq, hawq, limpq, mpqco, uniform
 from trainables.reference import Bench
 from trainables.report import Report
 
@@ -29,6 +38,10 @@ def search(bench: Bench, trial: TrialConfig, report: Report) -> Choices:
             return drawn.search(bench, config, trial.budget)
         case LimpqConfig() as config:
             return limpq.search(bench, config, trial.budget, report)
+        case MpqcoConfig() as config:
+            return mpqco.search(bench, config, trial.budget)
+        case HawqConfig() as config:
+            return hawq.search(bench, config, trial.budget)
         case BlackboxConfig() as config:
             return blackbox.search(bench, config, trial.budget, report)
         case _ as unknown:
