@@ -11,10 +11,12 @@ from torch import nn
 
 from trainables import methods
 from trainables.allocate import allocate
+from trainables.choices import Choices
 from trainables.config import BenchConfig, BudgetConfig, TrialConfig
 from trainables.distributed import make_repeatable
 from trainables.finetune.classify import finetune
-from trainables.method_config import method_name
+from trainables.greedy import allocate_greedily
+from trainables.method_config import SensitivityConfig, method_name
 from trainables.model_files import ModelCard
 from trainables.model_folder import save_model
 from trainables.policy import BitPolicy
@@ -35,7 +37,7 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     choices, policy = clock.choices, clock.policy
     if choices is None or policy is None:
         choices = clock.choices = methods.search(bench, config, report)
-        policy = allocate(choices, bench.costs, config.budget)
+        policy = _allocated(bench, choices, config)
         _check_recount(bench, policy, config.budget)
     found, _ = _finetuned(bench, policy, report)
     search_hours = clock.hours("search") + clock.hours("maps")
@@ -46,6 +48,14 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
         "device_hours": search_hours + found.metrics["device_hours"],
     }
     return TrialResult(record=_record(bench, policy, config), choices=choices, metrics=metrics, samples=found.samples)
+
+
+def _allocated(bench: Bench, choices: Choices, config: TrialConfig) -> BitPolicy:
+    match config.method:
+        case SensitivityConfig(solver="greedy"):
+            return allocate_greedily(choices, bench.costs, config.budget)
+        case _:
+            return allocate(choices, bench.costs, config.budget)
 
 
 def finetune_policy(

@@ -1,4 +1,4 @@
-"""The best policy of a knapsack, proven: a quick search that drops states finds a gap, a full one searches within."""
+"""The best policy of a knapsack, proven: searches that drop states find a gap, one that drops none searches it all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from trainables.knapsack.dual import Dual, solve_dual
 from trainables.knapsack.problem import UNIT, Ints, Knapsack
 from trainables.knapsack.search import search
 
-_QUICK, _FULL = 48, 20_000
-"""States at once."""
+_QUICK, _MORE, _FULL = 48, 8, 20_000
+"""States at once: at first, times more while some are dropped, at most."""
 _OPTIONS = 40
 """So many options for each limit, beside one for each layer, make the first gap."""
 _LEAST, _WIDER = 1e-6, 2.5
@@ -29,13 +29,15 @@ def solve(problem: Knapsack) -> tuple[Ints, Ints] | None:
         found = search(problem, dual, ways, gap=gap, most=most)
         if found.cut and most == _FULL:
             return None
-        if found.chosen is None:
-            gap, most = (gap, min(8 * most, _FULL)) if found.cut else (gap * _WIDER, most)
-            continue
         reached = found.loss / UNIT - dual.bound
-        if not found.cut and reached <= gap + dual.tolerance:
+        if found.chosen is not None and not found.cut and reached <= gap + dual.tolerance:
             return _places(ways, found.chosen)
-        gap, most = reached, _FULL
+        if found.chosen is not None:
+            gap = reached
+        elif not found.cut:
+            gap *= _WIDER
+        if found.cut:
+            most = min(_MORE * most, _FULL)
     return None
 
 
