@@ -105,6 +105,23 @@ def test_widths_are_drawn_evenly_from_seed_epoch_and_step_alone() -> None:
     assert [joint.draw(1, 0, step) for step in range(9)] != found[:9]
 
 
+def test_steps_start_from_what_a_layer_reads_in_the_pass_of_its_width_as_it_is_normalised_in_training() -> None:
+    bench = bench_of(plain_net(normalised=True))
+    joint = JointNetwork(bench, TOY)
+    joint.net.eval()
+    for norm in (joint.net[4], joint.net[7]):
+        # Far from the batch's own, with which training normalises.
+        norm.running_mean.fill_(5.0)
+        norm.train()
+    read: list[Tensor] = []
+    joint.net[6].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    for place, (_, act_bits) in enumerate(joint.passes):
+        joint.use_uniform(place)
+        joint.net(bench.calibration_images(TOY.batch_size))
+        expected = 2 * float(read[place].detach().abs().mean()) / math.sqrt(2**act_bits - 1)
+        assert joint.indicators().acts[SECOND][act_bits] == pytest.approx(expected, rel=1e-5)
+
+
 def by_hand(bench: Bench, joint: JointNetwork) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and steps after the joint training of TOY, with a quantiser for each width and a normalisation for each
     pass: no network, no loop and no layer of ours."""

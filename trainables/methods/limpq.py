@@ -41,9 +41,9 @@ from trainables.errors import DivergedError, InfeasibleBudgetError
 from trainables.indicators import ByWidth, Indicators
 from trainables.method_config import LimpqConfig
 from trainables.methods.offered import offered
-from trainables.quantizers.layers import calibrate, quant_layers, quantizer_parameters
+from trainables.quantizers.layers import calibrating, quant_layers, quantizer_parameters
 from trainables.quantizers.lsq import LsqActivations, LsqWeights
-from trainables.quantizers.switchable_norm import switch_norms
+from trainables.quantizers.switchable_norm import SwitchableBatchNorm, switch_norms
 from trainables.reference import Bench
 from trainables.report import EpochReport, Report
 from trainables.stepping import Batches, StepTerms, TrainingPlan
@@ -110,20 +110,35 @@ class JointNetwork:
         layers = quant_layers(self.net)
         self.mixtures = {name: layers[name].mixture for name in roles.searched}
         self.norms = switch_norms(self.net, bench.probe, roles.searched, count=len(self.passes))
-        images = bench.calibration_images(config.batch_size)
+        self._calibrate(bench.calibration_images(config.batch_size))
+        self.net.requires_grad_(True)
+
+    @torch.no_grad()
+    def _calibrate(self, images: Tensor) -> None:
+        """Sets the steps of each uniform pass from what its layers read in it.
+
+        Batch normalisation works as it does in training, by the batch's own statistics: the reference's are far from
+        those of few bits, and the difference grows from layer to layer.
+        """
+        self.net.eval()
+        for norm in self._all_norms:
+            norm.train()
         for place in range(len(self.passes)):
             self.use_uniform(place)
-            calibrate(self.net, images)
-        self.net.requires_grad_(True)
+            with calibrating(layer.mixture for layer in quant_layers(self.net).values()):
+                self.net(images)
 
     def use_uniform(self, place: int) -> None:
         """From now on all layers have the widths of one of `passes`, and its set of batch normalisation."""
         weight_bits, act_bits = self.passes[place]
         for name, mixture in self.mixtures.items():
             mixture.choose(weight_bits, self._act_bits(name, act_bits))
-        for norms in self.norms.values():
-            for norm in norms:
-                norm.choose(place)
+        for norm in self._all_norms:
+            norm.choose(place)
+
+    @property
+    def _all_norms(self) -> list[SwitchableBatchNorm]:
+        return [norm for norms in self.norms.values() for norm in norms]
 
     def use(self, widths: Widths) -> None:
         """From now on each layer has its own widths, and what follows it their set of batch normalisation."""

@@ -9,7 +9,8 @@ DEVIATION: eq. 5 normalises π linearly, which needs positive parameters; softma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -152,10 +153,17 @@ def calibrate(net: nn.Module, images: Tensor, *, layers: Iterable[str] | None = 
     was_training = net.training
     net.eval()
     quantized = quant_layers(net)
-    mixtures = [quantized[name].mixture for name in (quantized if layers is None else layers)]
-    for mixture in mixtures:
-        mixture.calibrating = True
-    net(images)
-    for mixture in mixtures:
-        mixture.calibrating = False
+    with calibrating([quantized[name].mixture for name in (quantized if layers is None else layers)]):
+        net(images)
     net.train(was_training)
+
+
+@contextmanager
+def calibrating(mixtures: Iterable[BitMixture]) -> Iterator[None]:
+    """Each of them sets what its quantisers learn from what its layer reads meanwhile."""
+    chosen = list(mixtures)
+    for mixture in chosen:
+        mixture.calibrating = True
+    yield
+    for mixture in chosen:
+        mixture.calibrating = False
