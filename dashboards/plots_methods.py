@@ -135,7 +135,7 @@ def look(method: str) -> tuple[str, str]:
     """Symbol and colour, the same on every page."""
     order = list(LABELS)
     place = order.index(method) if method in order else len(order)
-    return SYMBOLS[place % len(SYMBOLS)], "$ink" if method in INK else series(place - len(INK))
+    return SYMBOLS[place % len(SYMBOLS)], "$ink" if method in INK else series(len(order) - 1 - place)
 
 
 def _decades(values: Sequence[float]) -> list[float]:
