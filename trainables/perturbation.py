@@ -40,6 +40,10 @@ class LossPerturbation:
 
     def squares(self, images: Tensor, labels: Tensor) -> Tensor:
         """½ Σ_n ⟨g_n,l , Q_b(W_l) − W_l⟩² over a batch [L, B], float64."""
+        return self.products(images, labels).double().square().sum(1) / 2
+
+    def products(self, images: Tensor, labels: Tensor) -> Tensor:
+        """⟨g_n,l , Q_b(W_l) − W_l⟩ of each image of a batch [L, N, B]."""
         products = {name: change.new_zeros(len(labels), len(change)) for name, change in self._changes.items()}
 
         def add(name: str, x: Tensor, grad: Tensor) -> None:
@@ -47,7 +51,7 @@ class LossPerturbation:
 
         with torch.enable_grad(), _watched(self._layers, add):
             cross_entropy(self._net(images), labels, reduction="sum").backward()
-        return torch.stack([found.double().square().sum(0) / 2 for found in products.values()])
+        return torch.stack([*products.values()])
 
     def check_apart(self, images: Tensor) -> None:
         """Raises CoverageError where a layer does not keep the images of a batch apart, one after the other: then no

@@ -22,6 +22,7 @@ from trainables.config import BudgetConfig
 from trainables.data.splits import Batch, ImageSet, LabelledImages, Normalisation, loader
 from trainables.distributed import Workers
 from trainables.errors import ConfigError, DivergedError
+from trainables.greedy import allocate_greedily
 from trainables.method_config import SensitivityConfig
 from trainables.methods.offered import offered
 from trainables.quantizers.layers import calibrate
@@ -177,8 +178,10 @@ def choices_of(
         return within[0]
     images = bench.calibration_images(bench.config.finetune.batch_size)
 
+    solve = allocate_greedily if config.solver == "greedy" else allocate
+
     def loss(choices: Choices) -> float:
-        net = deploy(bench.reference, costs, allocate(choices, costs, budget), bench.config.quantizer)
+        net = deploy(bench.reference, costs, solve(choices, costs, budget), bench.config.quantizer)
         calibrate(net, images)
         return passes.loss(net)
 
