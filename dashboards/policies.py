@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainables.bops import FULL, GIGA
+from trainables.method_config import METHOD_CONFIGS, LimpqConfig, SensitivityConfig, SupernetConfig
 from trainables.policy import BitPolicy, LayerBits
 from trainables.policy_file import PolicyRecord
 
@@ -227,27 +229,55 @@ def difference_as_json(ours: PolicyRecord, theirs: PolicyRecord, names: tuple[st
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a search's scores mean, in words."""
+
+    head: str
+    """Of a column of what policies give up."""
+    more: str
+    """Ends a sentence that begins with a number."""
+    best: str
+    """Of the best bits."""
+
+
+def scale_of(method: str) -> Scale:
+    """Of the method's scores: a supernet's are log-probabilities, others losses, indicators, or nothing known."""
+    config = METHOD_CONFIGS.get(method)
+    if config and issubclass(config, SupernetConfig):
+        return Scale("nats lost", "nats less probable than the search's most probable bits", "the most probable bits")
+    if config and issubclass(config, SensitivityConfig):
+        return Scale("loss added", "more estimated loss than the search's best bits", "the bits of the least loss")
+    if config is LimpqConfig:
+        return Scale(
+            "indicators added", "above the least sum of indicators that the widths offer", "the bits of the least sum"
+        )
+    return Scale("score lost", "below the best score of the search", "the bits of the best score")
+
+
 def tradeoff_table(solved: Sequence[tuple[PolicyRecord, float]], own: PolicyRecord) -> Table:
-    """A row for each policy of one search, with the nats that it gives up; the search's own policy is marked."""
+    """A row for each policy of one search, with what it gives up; the search's own policy is marked."""
     shown = [cost for cost in COSTS if cost[0] not in ("bops_paper_g", "storage_mib", "float_mb")]
-    heads = ["", *(label for _, label, _ in shown), "nats lost", "layers changed", "policy"]
+    heads = ["", *(label for _, label, _ in shown), scale_of(own.method).head, "layers changed", "policy"]
     table = new_table(heads, left=("", "policy"))
-    for record, nats_lost in solved:
+    for record, score_lost in solved:
         changed = len(own.policy.diff(record.policy))
         costs = (form.format(record.costs[key]) for key, _, form in shown)
         mark = "" if changed else "own"
-        table.add_row(mark, *costs, f"{nats_lost:.4g}", str(changed), record.policy.hash[:10])
+        table.add_row(mark, *costs, f"{score_lost:.4g}", str(changed), record.policy.hash[:10])
     return table
 
 
-def solved_as_json(record: PolicyRecord, nats_lost: float) -> dict[str, Any]:
-    """A policy of a search for programs: its content, and the nats that it gives up."""
-    return {**json.loads(record.to_json()), "nats_lost": nats_lost}
+def solved_as_json(record: PolicyRecord, score_lost: float) -> dict[str, Any]:
+    """A policy of a search for programs: its content, and what it gives up; in nats where the scores are log π."""
+    in_nats = {"nats_lost": score_lost} if scale_of(record.method).head == "nats lost" else {}
+    return {**json.loads(record.to_json()), "score_lost": score_lost, **in_nats}
 
 
-def lost(nats: float) -> str:
+def lost(method: str, score: float) -> str:
     """What a policy of a search gives up."""
-    return f"{nats:.4g} nats less probable than the search's most probable bits" if nats else "the most probable bits"
+    scale = scale_of(method)
+    return f"{score:.4g} {scale.more}" if score else scale.best
 
 
 def fitted(table: Table, width: int) -> Table | Text:

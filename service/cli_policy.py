@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,21 +19,13 @@ from service.arguments import (
     new_console,
     storage_option,
 )
+from service.policy_arguments import budget_options, indicator_options, network_options, with_weight_compression
 from trainables.config import BudgetConfig
 from trainables.errors import ConfigError
 
 if TYPE_CHECKING:
     from service.policies import NetworkChoice
-
-LIMITS = {
-    "bops_g": "BOPs at most, G.",
-    "bops_paper_g": "BOPs at most as the paper counts them, G.",
-    "compression": "Times fewer BOPs than in full precision, at least.",
-    "storage_mb": "Weights at most, MB.",
-    "mean_weight_bits": "Bits of a weight at most, on average.",
-    "mean_act_bits": "Bits of an activation at most, on average.",
-}
-"""What the options of a `budget` say."""
+    from service.resolve import IndicatorRequest, Search, Solved
 
 
 @click.group()
@@ -64,49 +52,6 @@ policy_argument = click.argument("name", metavar="POLICY", shell_complete=_compl
 output_option = click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file to write."
 )
-
-
-def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--network, --image-size, --num-classes; the command gets them as one `NetworkChoice`."""
-
-    @functools.wraps(command)
-    def with_choice(
-        *context: click.Context, network: str, image_size: int | None, num_classes: int | None, **arguments: Any
-    ) -> Any:
-        from service.policies import NetworkChoice
-
-        choice = NetworkChoice(network=network, image_size=image_size or 0, num_classes=num_classes or 0)
-        return command(*context, choice=choice, **arguments)
-
-    decorated: Callable[..., Any] = with_choice
-    size = click.IntRange(min=1)
-    for option in (
-        click.option("--num-classes", type=size, help="Count the network with so many classes."),
-        click.option("--image-size", type=size, help="Count the network on images of so many pixels a side."),
-        click.option("--network", default="", help="Count this network; its layers must have the policy's names."),
-    ):
-        decorated = option(decorated)
-    return decorated
-
-
-def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each limit of a `budget`; the command gets them as one `BudgetConfig`."""
-    names = [field.name for field in dataclasses.fields(BudgetConfig)]
-
-    @functools.wraps(command)
-    def with_budget(*context: click.Context, **arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in names}
-        limits = {name: limit for name, limit in given.items() if limit is not None}
-        for name, limit in limits.items():
-            if not 0 < limit < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')} is {limit:g}; give a positive, finite number.")
-        return command(*context, budget=BudgetConfig(**limits), **arguments)
-
-    decorated: Callable[..., Any] = with_budget
-    for name in reversed(names):
-        option = f"--{name.replace('_', '-')}"
-        decorated = click.option(option, type=float, help=LIMITS[name])(decorated)
-    return decorated
 
 
 @policy.command()
@@ -254,50 +199,81 @@ def validate(
     click.echo(f"{name}: fine, {len(record.policy.bits)} layers of {record.policy.network}{kept}")
 
 
+def _searched(name: str | None, storage: Path, request: IndicatorRequest | None) -> Search:
+    from service.policies import find_policy
+    from service.resolve import Search
+
+    if request:
+        if name:
+            raise click.UsageError(f"{name} and --indicators: give one of them.")
+        return Search.of_indicators(request)
+    if not name:
+        raise click.UsageError("Nothing to solve: give SWEEP/TRIAL, such as quickstart/t0003, or --indicators.")
+    return Search.of(find_policy(name, storage))
+
+
 @policy.command()
-@click.argument("name", metavar="SWEEP/TRIAL", shell_complete=_complete)
+@click.argument("name", metavar="[SWEEP/TRIAL]", required=False, shell_complete=_complete)
 @storage_option
+@indicator_options
 @budget_options
+@click.option(
+    "--weight-compression", type=float, help="Times smaller weights than in 32 bits, at least; stem and head included."
+)
 @click.option("--points", type=click.IntRange(2, 1000), help="So many policies, from the fewest BOPs to the most.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the policy to this file.")
 @force_option
 @json_option
 def solve(
-    name: str,
+    name: str | None,
     storage: Path,
+    request: IndicatorRequest | None,
     budget: BudgetConfig,
+    weight_compression: float | None,
     points: int | None,
     output: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Solve a finished search again for another budget: the most probable bits that keep the limits, found exactly.
+    """Solve a search for a budget: the bits of the best score that keep the limits, found exactly.
 
-    Nothing is trained: the storage has what the search of every finished trial ended with. With --points the whole
-    trade-off is shown.
+    Nothing is trained. The storage has what the search of every finished trial ended with; --indicators takes learned
+    importance indicators from a file instead, and needs no sweep. With --points the whole trade-off is shown.
     """
-    from dashboards import policies as shown
-    from service.policies import check_output, find_policy
+    from service.policies import check_output
     from service.records import write_text
-    from service.resolve import Search
 
+    budget = with_weight_compression(budget, weight_compression)
     if not budget.limits and not points:
         raise click.UsageError("Nothing to solve: give a limit such as --bops-g 0.9, or --points.")
     if output and points:
         raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
     if output:
         check_output(output, force=force)
-    console = new_console()
-    search = Search.of(find_policy(name, storage))
+    search = _searched(name, storage, request)
     solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
     if output:
         write_text(output, solved[0].record.to_json())
+    for note in search.notes:
+        click.echo(note, err=as_json)
+    _show_solved(search, solved, output, points=bool(points), as_json=as_json)
+
+
+def _show_solved(search: Search, solved: list[Solved], output: Path | None, *, points: bool, as_json: bool) -> None:
+    from dashboards import policies as shown
+
+    console = new_console()
+    pairs = [(one.record, one.score_lost) for one in solved]
     if as_json:
-        click.echo(json.dumps([shown.solved_as_json(one.record, one.nats_lost) for one in solved], indent=2))
-    elif points:
-        table = shown.tradeoff_table([(one.record, one.nats_lost) for one in solved], search.own)
-        console.print(shown.fitted(table, console.width))
-    else:
-        title = str(output) if output else "solved"
-        console.print(shown.difference(search.own, solved[0].record, (name, title), width=console.width))
-        click.echo(f"{title}: policy {solved[0].record.policy.hash[:10]}, {shown.lost(solved[0].nats_lost)}")
+        click.echo(json.dumps([shown.solved_as_json(*pair) for pair in pairs], indent=2))
+        return
+    if points:
+        console.print(shown.fitted(shown.tradeoff_table(pairs, search.own), console.width))
+        return
+    first = solved[0]
+    title = str(output) if output else "solved"
+    console.print(shown.difference(search.own, first.record, (search.name, title), width=console.width))
+    if first.record.settings.get("macs") == "limpq":
+        click.echo(f"Counted as LIMPQ does, sizes not rounded down: {first.counted['bops_g']:.4g} G BOPs.")
+    told = shown.lost(first.record.method, first.score_lost)
+    click.echo(f"{title}: policy {first.record.policy.hash[:10]}, {told}")

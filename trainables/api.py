@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainables.bops import CostModel
 from trainables.choices import Choices
-from trainables.config import BenchConfig, BudgetConfig, TrialConfig
+from trainables.config import BenchConfig, BudgetConfig, NetworkConfig, TrialConfig
 from trainables.detector_config import DetectorConfig
 from trainables.errors import ConfigError
+from trainables.method_config import WidthsConfig
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord
 from trainables.report import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
@@ -26,6 +28,9 @@ from trainables.survey_report import (
     reference_hours,
     trial_hours,
 )
+
+if TYPE_CHECKING:
+    from trainables.offer import Offer
 
 __all__ = [
     "EpochReport",
@@ -44,6 +49,7 @@ __all__ = [
     "ensure_reference",
     "finetune",
     "finetune_hours",
+    "offer",
     "random_policies",
     "reference_hours",
     "run_trial",
@@ -118,6 +124,16 @@ def finetune(
 
         return finetune_detector(config, policy, report, checkpoint=checkpoint, output=output)
     return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint, output=output)
+
+
+def offer(network: NetworkConfig, widths: WidthsConfig, *, image_size: int, num_classes: int) -> Offer:
+    """The widths that a network's layers may have, none worth more, and its work, on one image.
+
+    Raises a BitfrontError where it cannot be counted, and for patterns that match no layer.
+    """
+    from trainables import offer as offered
+
+    return offered.offer(network, widths, image_size=image_size, num_classes=num_classes)
 
 
 def random_policies(

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from trainables.choices import Choices, Scores
 from trainables.method_config import WidthsConfig
+from trainables.offer import widths_on_offer
 from trainables.policy import BitPolicy
 from trainables.reference import Bench
 
@@ -18,19 +19,7 @@ def offered(bench: Bench, config: WidthsConfig) -> Choices:
 
     A method gives scores to what it returns: `dataclasses.replace(offered(…), weights=…, acts=…)`.
     """
-    roles = bench.roles
-    weights, acts = (Scores(widths, (0.0,) * len(widths)) for widths in (config.weight_bits, config.act_bits))
-    return Choices(
-        network=bench.config.network.name,
-        layers=tuple(bench.costs.layers),
-        weights=dict.fromkeys(roles.searched, weights),
-        acts={
-            group: Scores((roles.fixed_acts[group],), (0.0,)) if group in roles.fixed_acts else acts
-            for group in roles.groups
-        },
-        group_of={name: roles.group_of[name] for name in roles.searched},
-        pinned=roles.pinned,
-    )
+    return widths_on_offer(bench.config.network.name, bench.costs, bench.roles, config)
 
 
 def only(choices: Choices, *, weight_bits: int, act_bits: int) -> Choices:
