@@ -180,12 +180,15 @@ class EdmipsConfig(SupernetConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BpnasConfig(EdmipsConfig):
-    """EdMIPS with a barrier at the budget, the idea of BP-NAS (Yu et al. 2020)."""
+    """EdMIPS with a barrier at the budget in place of the complexity risk, the idea of BP-NAS (Yu et al. 2020)."""
 
     needs: ClassVar[tuple[str, ...] | None] = ()
 
-    barrier: float = 1.0
-    """Weight of the barrier against expected costs beyond the budget; above 0."""
+    zeta: float = 0.0
+    """Weight of the complexity risk, which the barrier takes the place of."""
+    barrier: float = 0.03
+    """Weight of the barrier against expected costs beyond the budget; above 0. Near the limit its slope is up to ten
+    times its weight, and further below it still presses, as a logarithm does."""
 
     def __post_init__(self) -> None:
         EdmipsConfig.__post_init__(self)

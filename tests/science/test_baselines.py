@@ -203,7 +203,7 @@ def test_bpnas_ends_with_an_expected_cost_within_the_budget_where_edmips_does_no
     budget = BudgetConfig(bops_g=midway(bench, 0.2))
     shared = {"zeta": 0.0, "epochs": 3, "batch_size": 64, "bit_lr": 0.05}
     free = edmips.search(bench, EdmipsConfig(**shared), budget, lambda epoch: None)
-    trial = replace(config(PLAIN), method=BpnasConfig(**shared), budget=budget)
+    trial = replace(config(PLAIN), method=BpnasConfig(**shared, barrier=1.0), budget=budget)
     kept = search(bench, trial, lambda epoch: None)
     assert expected_bops(bench, free) > budget.bops_g >= expected_bops(bench, kept)
     for choices in (free, kept):
