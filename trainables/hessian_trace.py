@@ -49,7 +49,7 @@ class HessianTraces:
 
     def _probe(self, number: int) -> list[Tensor]:
         # Drawn on the CPU: the same on every device.
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        random = torch.Generator().manual_seed((self._seed * 1_000_003 + number) % 2**63)
         return [
             (torch.randint(0, 2, weight.shape, generator=random, dtype=torch.int8) * 2 - 1).to(weight)
             for weight in self._weights.values()
