@@ -166,7 +166,7 @@ def test_the_whole_trade_off_is_shown_in_sums_of_indicators(solve: Callable[...,
         (("--indicators", "i.json", *ON, "--bops-g", "1e-6"), "bops_g: the limit is 1e-06, but with the smallest"),
         (("--indicators", "i.json", *ON, "--weight-compression", "0"), "--weight-compression is 0; give a positive"),
         (("--indicators", "i.json", "--network", "resnet9", *ON[-2:], "--bops-g", "1"), "unknown network 'resnet9'"),
-        (("--indicators", "i.json", "--network", "resnet18", *ON[-2:], "--bops-g", "9"), "weight has no layer 'layer1.1.conv1'"),
+        (("--indicators", "i.json", "--network", "resnet18", *ON[-2:], "--bops-g", "9"), "weight has no layer"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_solved_is_one_message(
