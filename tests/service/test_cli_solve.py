@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from dashboards.policies import lost, scale_of
 from service.cli import main
 from trainables import api
 from trainables.bops import CostModel
 from trainables.config import NetworkConfig
 from trainables.indicators import Indicators
-from trainables.method_config import WidthsConfig
+from trainables.method_config import METHOD_CONFIGS, SupernetConfig, WidthsConfig
 from trainables.offer import Offer
 from trainables.policy_file import PolicyRecord
 
@@ -145,6 +146,16 @@ def test_the_whole_trade_off_is_shown_in_sums_of_indicators(solve: Callable[...,
     assert lost == sorted(lost, reverse=True)
     assert lost[-1] == 0
     assert "nats_lost" not in found[0]
+
+
+def test_what_is_given_up_is_told_in_nats_for_supernets_alone() -> None:
+    supernets = {name for name, config in METHOD_CONFIGS.items() if issubclass(config, SupernetConfig)}
+    assert {"gmpq", "rgmpq", "edmips", "bpnas"} <= supernets
+    for name in (*METHOD_CONFIGS, "unknown"):
+        told = [lost(name, 0.5), lost(name, 0.0), scale_of(name).head]
+        assert ["nats" in told[0], "probable" in told[1], "nats" in told[2]] == [name in supernets] * 3, name
+    assert lost("mpqco", 0.5) == "0.5 more estimated loss than the search's best bits"
+    assert lost("limpq", 0.0) == "the bits of the least sum"
 
 
 @pytest.mark.parametrize(
