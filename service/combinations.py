@@ -1,6 +1,7 @@
 """The combinations of network, data, method and budget that a sweep's trials can have.
 
-Each is checked, counted, prepared. One where the space varies none of them. A sampler that draws can reach all; a grid reaches those of its first points.
+Each is checked, counted, prepared. One where the space varies none of them.
+A sampler that draws can reach all; a grid reaches those of its first points.
 """
 
 from __future__ import annotations
