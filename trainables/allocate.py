@@ -11,9 +11,9 @@ too many, as three limits and more can make them, `integer_program` does. Both p
 Limits are whole numbers (`bops.Counts`) and compared as such: what is returned keeps every limit to the last bit, and
 of what keeps them nothing is better.
 
-Ties: a width that is worth no more than a smaller one is never chosen. `TIE` times the share of the full-precision BOPs
-is taken off the score, so that of policies of equal score one with fewer BOPs is; scores that differ by less than 1e-12
-of their range may count as equal.
+Ties: a width that is worth no more than a smaller one is never chosen. `knapsack.problem.tie` times the share of the
+full-precision BOPs is taken off the score, so that of policies of equal score one with fewer BOPs is: 1e-6, or that
+share of the scores' range where it is below 1. Scores that differ by less than 1e-12 of their range may count as equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bits under a budget by greedy upgrades: the multiple-choice knapsack's classic heuristic, as MPQCO uses it. No torch.
+"""Bits under a budget by greedy upgrades, the multiple-choice knapsack's classic heuristic, then improved. No torch.
 
 Every owner (a layer's weights, or a group's activation) starts at its smallest width. Of all upgrades that fit the
 most efficient one is taken, until none fits:
@@ -8,9 +8,11 @@ most efficient one is taken, until none fits:
 Taking the best of all wider widths walks along each owner's lower convex hull (Sinha and Zoltners 1979). Of several
 limits the one that is nearly used up is dear; with one limit its unit does not matter.
 
-An upgrade that does not fit is skipped, which can leave much of a limit unused where layers are large. So in the end
-each single step up and down is tried: it is taken, what no longer fits is given back where that costs least, the rest
-is filled again, and the best outcome is kept, until none is better.
+An upgrade that does not fit is skipped, which can leave much of a limit unused where layers are large.
+
+DEVIATION: MPQCO ends there. Here each single step up and down is tried in the end, so that limits are used: it is
+taken, what no longer fits is given back where that costs least, the rest is filled again, and the best outcome is kept,
+until none is better.
 """
 
 from __future__ import annotations

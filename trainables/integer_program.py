@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 
 from trainables.bops import COUNT_OF, CostModel, Counts
 from trainables.choices import Choices
-from trainables.knapsack.problem import TIE
+from trainables.knapsack.problem import tie
 from trainables.policy import BitPolicy, LayerBits
 
 _LARGEST_LOSS = 1e6
@@ -72,8 +72,8 @@ class IntegerProgram:
             self._constraints.append(LinearConstraint(chosen.astype(float), ub=chosen.sum() - 1))
 
     def _loss(self) -> NDArray[np.float64]:
-        full_bops = self._costs.full_bops_g * 1e9
-        values = np.array([o.score - TIE * o.counts.bops / full_bops for o in self._options])
+        taken = tie(self._choices) / (self._costs.full_bops_g * 1e9)
+        values = np.array([o.score - taken * o.counts.bops for o in self._options])
         # Scores of one owner may all be raised alike: each owner has exactly one option.
         lost: NDArray[np.float64] = values.max() - values
         return lost * (_LARGEST_LOSS / lost.max())

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from trainables.allocate import allocate
+from trainables.allocate import allocate, ceilings
 from trainables.bops import CostModel, LayerWork
 from trainables.choices import Choices, Scores
 from trainables.config import BudgetConfig
 from trainables.errors import ConfigError, InfeasibleBudgetError
-from trainables.knapsack.problem import TIE
+from trainables.integer_program import IntegerProgram
+from trainables.knapsack.problem import TIE, tie
 from trainables.policy import BitPolicy
 
 COSTS = ("bops_g", "bops_paper_g", "compression", "storage_mb", "mean_weight_bits", "mean_act_bits")
@@ -79,7 +80,7 @@ def all_policies(choices: Choices) -> list[BitPolicy]:
 
 
 def value(policy: BitPolicy, choices: Choices, costs: CostModel) -> float:
-    return choices.score(policy) - TIE / costs.of(policy)["compression"]
+    return choices.score(policy) - tie(choices) / costs.of(policy)["compression"]
 
 
 def random_budget(rng: random.Random, costs: list[dict[str, float]], count: int) -> BudgetConfig:
@@ -161,6 +162,49 @@ def test_of_equal_scores_the_fewest_bops_are_chosen() -> None:
         # 20 weights of 8 bits, 10 of 4 and 10 of 2.
         found = allocate(choices, costs, BudgetConfig(storage_mb=(20 * 8 + 10 * 4 + 10 * 2) / 8e6))
         assert (found.bits["a"].weight, found.bits["b"].weight) == (2, 4)
+
+
+def scaled(choices: Choices, factor: float) -> Choices:
+    """The same with all scores times a factor."""
+
+    def times(scores: Scores) -> Scores:
+        return Scores(scores.widths, tuple(factor * value for value in scores.values))
+
+    return replace(
+        choices,
+        weights={name: times(scores) for name, scores in choices.weights.items()},
+        acts={group: times(scores) for group, scores in choices.acts.items()},
+    )
+
+
+def test_scores_may_have_any_scale() -> None:
+    for seed in range(12):
+        choices, costs = random_problem(seed)
+        low, high = costs.of(choices.smallest), costs.of(choices.best)
+        budget = BudgetConfig(**{name: 0.6 * low[name] + 0.4 * high[name] for name in ("bops_g", "storage_mb")})
+        if not budget.broken(high):
+            continue
+        found = allocate(choices, costs, budget)
+        for factor in (1e-12, 1e-9, 1e-3, 0.3, 10.0, 1e6):
+            other = scaled(choices, factor)
+            assert allocate(other, costs, budget) == found, factor
+            if factor <= 1.0:
+                assert IntegerProgram(other, costs, ceilings(other, costs, budget)).solve() == found, factor
+
+
+def test_what_equal_scores_are_told_apart_by_is_absolute_for_log_probabilities_and_else_a_share_of_the_range() -> None:
+    choices, _ = random_problem(0)
+    assert tie(choices) == TIE
+    small = scaled(choices, 1e-9)
+    best, worst = (small.policy(*_widths(small, place)) for place in (-1, 0))
+    assert tie(small) == pytest.approx(TIE * (small.score(best) - small.score(worst)), rel=1e-9, abs=0)
+
+
+def _widths(choices: Choices, place: int) -> tuple[dict[str, int], dict[str, int]]:
+    """The cheapest or the best of the widths that are worth their cost."""
+    sides = (choices.weights, choices.acts)
+    weights, acts = ({name: scores.worthwhile[place] for name, scores in side.items()} for side in sides)
+    return weights, acts
 
 
 def test_a_budget_below_the_floor_names_every_such_limit_and_a_number_that_can_be_kept() -> None:

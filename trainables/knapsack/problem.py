@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.bops import COUNT_OF, CostModel
-from trainables.choices import Choices
+from trainables.choices import Choices, Scores
 from trainables.policy import BitPolicy, LayerBits
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TIE = 1e-6
-"""A score is worth so much less in full precision than without any BOPs."""
+"""Score that all of the full-precision BOPs take, where scores have a range of 1 or more: see `tie`."""
 UNIT = 2**60
 _LARGEST_COUNT = 2**62
 """Sums of counts must stay within 64 bits."""
@@ -72,6 +72,21 @@ class Table:
         )
 
 
+def tie(choices: Choices) -> float:
+    """Score that all of the full-precision BOPs take, so that of equals one with fewer BOPs is chosen.
+
+    Absolute for log π, which is in nats; of scores whose policies differ by less than 1 the same share of that
+    difference, so that indicators and losses may have any scale.
+    """
+    return TIE * min(1.0, sum(map(_range, (*choices.weights.values(), *choices.acts.values()))))
+
+
+def _range(scores: Scores) -> float:
+    """Of the widths that are worth their cost: their scores ascend."""
+    widths = scores.worthwhile
+    return scores.of(widths[-1]) - scores.of(widths[0])
+
+
 def tabulate(choices: Choices, costs: CostModel, limits: Mapping[str, int]) -> Table | None:
     """The knapsack of `limits` (`allocate.ceilings`); None where its counts do not fit into 64 bits."""
     if max(costs.macs * 1024, costs.weights * 32, costs.inputs * 32) >= _LARGEST_COUNT:
@@ -87,6 +102,7 @@ def tabulate(choices: Choices, costs: CostModel, limits: Mapping[str, int]) -> T
     weights = {name: choices.weights[name].worthwhile for name in layers}
     shape = (len(layers), max(map(len, acts.values())), max(map(len, weights.values())))
     counts, scores = np.zeros((len(left), *shape), np.int64), np.full(shape, -np.inf)
+    taken = tie(choices) / (costs.full_bops_g * 1e9)
     for row, name in enumerate(layers):
         own_acts, own_weights = acts[choices.group_of[name]], weights[name]
         cells = np.s_[row, : len(own_acts), : len(own_weights)]
@@ -94,7 +110,7 @@ def tabulate(choices: Choices, costs: CostModel, limits: Mapping[str, int]) -> T
         for limit, count in enumerate(left):
             counts[limit][cells] = found[count]
         values = [choices.weights[name].of(width) for width in own_weights]
-        scores[cells] = np.array(values) - TIE * found["bops"] / (costs.full_bops_g * 1e9)
+        scores[cells] = np.array(values) - taken * found["bops"]
     group_scores = np.full((len(acts), shape[1]), -np.inf)
     for row, (group, widths) in enumerate(acts.items()):
         group_scores[row, : len(widths)] = [choices.acts[group].of(width) for width in widths]
