@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 
@@ -36,15 +37,17 @@ class HessianTraces:
     def products(self, images: Tensor, labels: Tensor) -> Tensor:
         """v_lᵀ (H v)_l of the summed loss of a batch, for every probe [L, probes], float64."""
         weights = list(self._weights.values())
-        with torch.enable_grad():
-            logits = functional_call(self._net, self._weights, (images,))
-            loss = cross_entropy(logits, labels, reduction="sum")
-            grads = torch.autograd.grad(loss, weights, create_graph=True)
         found = []
-        for number in range(self.probes):
-            probe = self._probe(number)
-            turned = torch.autograd.grad(grads, weights, probe, retain_graph=number + 1 < self.probes)
-            found.append(torch.stack([(v * hv).double().sum() for v, hv in zip(probe, turned, strict=True)]))
+        # Fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            with torch.enable_grad():
+                logits = functional_call(self._net, self._weights, (images,))
+                loss = cross_entropy(logits, labels, reduction="sum")
+                grads = torch.autograd.grad(loss, weights, create_graph=True)
+            for number in range(self.probes):
+                probe = self._probe(number)
+                turned = torch.autograd.grad(grads, weights, probe, retain_graph=number + 1 < self.probes)
+                found.append(torch.stack([(v * hv).double().sum() for v, hv in zip(probe, turned, strict=True)]))
         return torch.stack(found, dim=1)
 
     def _probe(self, number: int) -> list[Tensor]:

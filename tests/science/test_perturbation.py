@@ -230,6 +230,32 @@ def test_of_a_diagonal_hessian_one_probe_tells_the_trace_exactly() -> None:
     torch.testing.assert_close(products, torch.full((1, 4), exact, dtype=torch.float64))
 
 
+class Attention(nn.Module):
+    """One head over sixteen tokens of four features, fused where it may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 4, 2, stride=2)
+        self.qkv = nn.Linear(4, 12)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.embed(x).flatten(2).mT)[:, None].chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v)[:, 0].mean(1))
+
+
+def test_fused_attention_has_a_trace_as_well() -> None:
+    images, labels = batch(count=5, size=8)
+    net, layers = prepared(Attention, images), ["qkv", "head"]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        traces, spread = exact_traces(net, layers, images, labels)
+    found = HessianTraces(net, layers, probes=100, seed=3).products(images, labels) / len(images)
+    assert bool(((found.mean(1) - traces).abs() < 3 * spread / 10).all())
+    deit = build_network("deit_tiny_patch4", num_classes=5, image_size=8).eval().requires_grad_(False)
+    products = HessianTraces(deit, ["blocks.0.attn.qkv"], probes=1, seed=0).products(images.float(), labels)
+    assert bool(products.isfinite().all())
+
+
 def test_a_probe_is_the_same_for_every_batch_and_another_for_every_number_and_seed() -> None:
     images, labels = batch(count=6, size=4)
     net, layers = prepared(smooth_net, images), ["0", "2"]
