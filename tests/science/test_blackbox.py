@@ -261,11 +261,11 @@ def test_a_score_is_the_cross_entropy_of_held_out_images_that_the_tuning_never_s
     bench = bench_of()
     train = bench.data.train
     tuned, held_out = parts(train, METHOD, seed=0)
-    assert sorted(torch.cat([tuned.places, held_out.places]).tolist()) == list(range(len(train)))
+    assert sorted(torch.cat([tuned.chosen, held_out.chosen]).tolist()) == list(range(len(train)))
     assert len(held_out) == pytest.approx(METHOD.images, abs=5)
     assert held_out.labels.unique().tolist() == list(range(10))
     images, labels = held_out.batch(torch.arange(len(held_out)), None)
-    torch.testing.assert_close(images, train.batch(held_out.places, None)[0])
+    torch.testing.assert_close(images, train.batch(held_out.chosen, None)[0])
     policy = bench_policy(bench)
     net = deploy(bench.reference, bench.costs, policy, "pact")
     score = QuickScore(bench, replace(METHOD, tune_steps=0))

@@ -73,6 +73,36 @@ class ImageSet(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenImages:
+    """Some images of a set, in an order of their own: an ImageSet."""
+
+    whole: ImageSet
+    chosen: Tensor
+    """Their places in the whole set [K]."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> Tensor:
+        """See `ImageSet.labels`."""
+        return self.whole.labels[self.chosen]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """See `ImageSet.normalisation`."""
+        return self.whole.normalisation
+
+    def pixels(self, places: Tensor) -> Tensor:
+        """See `ImageSet.pixels`."""
+        return self.whole.pixels(self.chosen[places])
+
+    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
+        """See `ImageSet.batch`."""
+        return self.whole.batch(self.chosen[places], draws)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
     """A data set as search and finetune see it."""

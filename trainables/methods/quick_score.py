@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.data.splits import Batch, ImageSet, LabelledImages, Normalisation, loader, stratified
+from trainables.data.splits import Batch, ChosenImages, ImageSet, loader, stratified
 from trainables.distributed import Workers
 from trainables.errors import ConfigError
 from trainables.method_config import BlackboxConfig
@@ -30,37 +30,7 @@ LOST = -1e6
 """Score of a network whose cross-entropy is no number any more: below that of any other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Some images of a set."""
-
-    whole: ImageSet
-    places: Tensor
-    """In the whole set [N]."""
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def labels(self) -> Tensor:
-        """See ImageSet.labels."""
-        return self.whole.labels[self.places]
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """See ImageSet.normalisation."""
-        return self.whole.normalisation
-
-    def pixels(self, places: Tensor) -> Tensor:
-        """See ImageSet.pixels."""
-        return self.whole.pixels(self.places[places])
-
-    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
-        """See ImageSet.batch."""
-        return self.whole.batch(self.places[places], draws)
-
-
-def parts(images: ImageSet, config: BlackboxConfig, *, seed: int) -> tuple[Part, Part]:
+def parts(images: ImageSet, config: BlackboxConfig, *, seed: int) -> tuple[ChosenImages, ChosenImages]:
     """Training images for the tuning, and about `config.images` that are held out: as many of each class as it has.
 
     Raises ConfigError where too few are left for a batch.
@@ -74,7 +44,7 @@ def parts(images: ImageSet, config: BlackboxConfig, *, seed: int) -> tuple[Part,
             f"method.images is {config.images} and method.batch_size {config.batch_size}, but of the {len(images)} "
             f"training images {len(tuned)} are left to tune with; hold out fewer, or tune in smaller batches."
         )
-    return Part(images, tuned), Part(images, held_out)
+    return ChosenImages(images, tuned), ChosenImages(images, held_out)
 
 
 class QuickScore:

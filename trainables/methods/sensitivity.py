@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from trainables.allocate import allocate
 from trainables.checkpoint import Position
 from trainables.choices import Choices, Scores
 from trainables.config import BudgetConfig
-from trainables.data.splits import Batch, ImageSet, LabelledImages, Normalisation, loader
+from trainables.data.splits import Batch, ChosenImages, ImageSet, loader
 from trainables.distributed import Workers
 from trainables.errors import ConfigError, DivergedError
 from trainables.greedy import allocate_greedily
@@ -29,36 +29,6 @@ from trainables.quantizers.layers import calibrate
 from trainables.quantizers.rounding import rounded
 from trainables.reference import Bench
 from trainables.supernet import deploy
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenImages:
-    """Some images of a set, in an order of their own."""
-
-    images: ImageSet
-    chosen: Tensor
-    """Their places [K]."""
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @property
-    def labels(self) -> Tensor:
-        """See `ImageSet.labels`."""
-        return self.images.labels[self.chosen]
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """See `ImageSet.normalisation`."""
-        return self.images.normalisation
-
-    def pixels(self, places: Tensor) -> Tensor:
-        """See `ImageSet.pixels`."""
-        return self.images.pixels(self.chosen[places])
-
-    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
-        """See `ImageSet.batch`."""
-        return self.images.batch(self.chosen[places], draws)
 
 
 def check_images(images: ImageSet, count: int) -> None:
