@@ -189,6 +189,20 @@ def test_the_joint_training_is_a_loop_by_hand_bit_for_bit() -> None:
     assert not bool((start == steps[:2]).any())
 
 
+def test_the_task_risk_by_which_early_stopping_ranks_is_the_random_passs_without_label_smoothing() -> None:
+    bench = bench_of(plain_net(normalised=True))
+    joint = JointNetwork(bench, TOY)
+    batch = next(iter(limpq.joint_plan(bench, joint, TOY).batches(0)))
+    joint.net.train()
+    *uniform, drawn = limpq.pass_terms(joint.net, joint, TOY)
+    found = drawn(batch)
+    with torch.no_grad():
+        expected = F.cross_entropy(joint.net(batch.images), batch.labels)
+    torch.testing.assert_close(found["task_risk"], expected)
+    assert abs(found["loss_random"].item() - expected.item()) > 1e-4
+    assert all("task_risk" not in terms(batch) for terms in uniform)
+
+
 def test_widths_that_are_in_use_are_those_of_the_deployed_network_with_the_same_steps() -> None:
     """With an activation that a pinned layer fixes, and sums whose widths are tied; every parameter is in use."""
     network = NetworkConfig(name="resnet8", tie_residuals=True, pinned={"layer2.0.downsample.*": 6})
@@ -236,7 +250,7 @@ def trained(workers: Workers, *, normalised: bool) -> tuple[dict[str, Tensor], C
     reports: list[dict[str, float]] = []
     kept = Checkpoint(None, workers).begin("search", joint.net)
     train(model, plan, passes, workers=workers, on_epoch=lambda _, means: reports.append(means), checkpoint=kept)
-    assert set(reports[0]) == {"loss", "loss_w2a3", "loss_w4a4", "loss_random", "images_per_s"}
+    assert set(reports[0]) == {"loss", "loss_w2a3", "loss_w4a4", "loss_random", "task_risk", "images_per_s"}
     return joint.net.state_dict(), joint.indicators().choices(offered(bench, config))
 
 
@@ -301,7 +315,7 @@ def test_a_trial_that_is_cut_off_at_any_step_goes_on_to_the_same_end(
     monkeypatch.setattr(limpq, "CHECKPOINT_EVERY", 2)
     whole, metrics, reports = run(TINY, store, None)
     assert [(r.stage, r.epoch) for r in reports] == [("search", 1), ("search", 2), ("finetune", 1)]
-    names = {"loss", *(f"loss_w{b}a{b}" for b in (2, 3, 4, 5)), "loss_random", "images_per_s"}
+    names = {"loss", *(f"loss_w{b}a{b}" for b in (2, 3, 4, 5)), "loss_random", "task_risk", "images_per_s"}
     assert set(reports[0].metrics) == names | {"policy_bops_g", "excluded_widths"}
     assert metrics["compression"] >= 80
     assert metrics["bops_g"] == reports[1].metrics["policy_bops_g"]

@@ -245,22 +245,28 @@ def make_optimizer(joint: JointNetwork, config: LimpqConfig) -> torch.optim.Opti
 
 
 def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> list[StepTerms[JointBatch]]:
-    """The terms of the uniform passes and of the random one. `model` is the joint network as the workers wrap it."""
+    """The terms of the uniform passes and of the random one. `model` is the joint network as the workers wrap it.
 
-    def terms(batch: JointBatch, name: str) -> dict[str, Tensor]:
-        loss = nn.functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=config.label_smoothing)
+    The random pass has the cross-entropy without label smoothing as well: `task_risk`, the name by which early stopping
+    knows what foretells top-1. Like a policy it has other widths in every layer, and it is the same for all smoothings.
+    """
+
+    def terms(logits: Tensor, batch: JointBatch, name: str) -> dict[str, Tensor]:
+        loss = nn.functional.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
         return {"loss": loss, f"loss_{name}": loss}
 
     def uniform(place: int) -> StepTerms[JointBatch]:
         def step_terms(batch: JointBatch) -> dict[str, Tensor]:
             joint.use_uniform(place)
-            return terms(batch, "w{}a{}".format(*joint.passes[place]))
+            return terms(model(batch.images), batch, "w{}a{}".format(*joint.passes[place]))
 
         return step_terms
 
     def drawn(batch: JointBatch) -> dict[str, Tensor]:
         joint.use(batch.drawn)
-        return terms(batch, "random")
+        logits = model(batch.images)
+        risk = nn.functional.cross_entropy(logits.detach(), batch.labels)
+        return {**terms(logits, batch, "random"), "task_risk": risk}
 
     return [*(uniform(place) for place in range(len(joint.passes))), drawn]
 
