@@ -49,6 +49,8 @@ def notes(table: MethodTable, unit: str, *, bold: bool = False) -> list[str]:
 
 
 def _spread_words(table: MethodTable) -> str:
+    if all(len(row.done) < 2 for row in table.rows):
+        return "Each row is one trial: nothing is known of its spread."
     settings = ", ".join(table.besides)
     over = f"over the seeds and over {settings}, in which a row's trials differ" if settings else "over the seeds"
     words = f"Means and sample standard deviations are {over}."
@@ -78,7 +80,7 @@ def _can_lead(group: Group) -> bool:
 
 _RULE = (
     f"more than {TOLD_APART:g} standard errors of the difference, √(s₁²/n₁ + s₂²/n₂); a row of one trial has no "
-    "spread, and takes no part"
+    "spread, and takes no part; where it is above all others nothing is marked"
 )
 
 

@@ -269,19 +269,22 @@ def as_csv(table: MethodTable) -> str:
     heads += [f"{name}_difference{end}" for name in compared for end in ("", "_sd", "_min", "_max", "_seeds")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "data", *others, "method", "budget", "trials", "finished", "best", *heads])
+    facts = ["method", "budget", "trials", "finished", "best", "against"]
+    writer.writerow(["network", "data", *others, *facts, *heads])
     for group in table.groups:
         place = [group.network, group.data, *(group.others.get(name, "") for name in others)]
-        full = {"top1": group.full.top1, "bops_g": group.full.bops_g, "storage_mb": group.full.storage_mb}
+        bops_g = group.full.bops_g
+        # In full precision both ways of counting give the same.
+        full = {"top1": group.full.top1, "bops_g": bops_g, "bops_paper_g": bops_g, "storage_mb": group.full.storage_mb}
         known = ["" if (value := full.get(name)) is None else value for name in heads]
-        writer.writerow([*place, "baseline", "", "", "", "", *known])
+        writer.writerow([*place, "baseline", "", "", "", "", "", *known])
         for row in group.rows:
             limits = " ".join(f"{name}={limit:g}" for name, limit in row.budget.items())
             numbers = [value for name in measured for value in _numbers(row.measured.get(name))]
             for name in compared:
                 found = row.differences.get(name)
                 numbers += [*_numbers(found), found.count if found else ""]
-            own = [row.method, limits, len(row.trials), len(row.done), str(row.is_best).lower()]
+            own = [row.method, limits, len(row.trials), len(row.done), str(row.is_best).lower(), table.against]
             writer.writerow([*place, *own, *numbers])
     return text.getvalue()
 

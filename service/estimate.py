@@ -14,37 +14,40 @@ from trainables import api
 from trainables.api import ReferenceRecord
 from trainables.config import TrialConfig
 from trainables.errors import BitfrontError
+from trainables.method_config import method_name
 
 MEASURED = "measured on one step here"
+SEARCH_LENGTHS = ("epochs", "evaluations", "fraction", "images", "probes", "tune_steps")
+"""Settings of methods that say how long a search is."""
 
 
 def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], str]:
     """For each combination the hours of a trial and of its reference, and where they are known from.
 
-    Steps are timed only where something is not known already, and once for all that share a reference.
+    Steps are timed only where something is not known already, and once for all that share a reference and a method.
     """
     resources, storage = spec.resources, Path(spec.storage.path)
     keys = [one.config.reference_key for one, _ in surveyed]
     trained = {key for key in keys if ReferenceRecord.find(storage / REFERENCES, key)}
     known, recorded_in = recorded_hours(storage, spec)
     finetunes, _ = recorded_hours(storage, spec, metric="finetune_device_hours") if known else ({}, "")
-    unknown: dict[str, TrialConfig] = {}
+    unknown: dict[tuple[str, str], TrialConfig] = {}
     for (one, _), key in zip(surveyed, keys, strict=True):
         if _subject(one.config) not in known or key not in trained:
-            unknown.setdefault(key, one.config)
+            unknown.setdefault((key, method_name(one.config.method)), one.config)
     threads, workers = resources.cpus_per_worker, resources.workers
     times = dict(zip(unknown, api.times(list(unknown.values()), threads=threads, workers=workers), strict=True))
     found = []
     for (one, survey), key in zip(surveyed, keys, strict=True):
-        hours, reference_hours = known.get(_subject(one.config)), 0.0
+        method, hours, reference_hours = method_name(one.config.method), known.get(_subject(one.config)), 0.0
         finetune_hours = finetunes.get(_subject(one.config), 0.0)
         if key not in trained:
-            reference_hours = api.reference_hours(one.config, survey, times[key], workers=workers)
+            reference_hours = api.reference_hours(one.config, survey, times[key, method], workers=workers)
             # Another combination may need the same one.
             trained.add(key)
         if hours is None:
-            hours = api.trial_hours(one.config, survey, times[key], workers=workers)
-            finetune_hours = api.finetune_hours(one.config, survey, times[key], workers=workers)
+            hours = api.trial_hours(one.config, survey, times[key, method], workers=workers)
+            finetune_hours = api.finetune_hours(one.config, survey, times[key, method], workers=workers)
         found.append(
             Estimate(
                 combination=one,
@@ -102,16 +105,24 @@ def _hours_in(folder: Path, spec: SweepSpec, metric: str) -> list[tuple[str, flo
 
 
 def _subject(config: TrialConfig) -> str:
-    """Network and data of a trial, wherever the data come from."""
+    """Network, data and method of a trial, wherever the data come from."""
     return subject(dataclasses.replace(config, data=dataclasses.replace(config.data, download=False)))
 
 
 def _kind(spec: SweepSpec) -> tuple[object, ...]:
-    """What the length of a trial depends on; of epochs that the space varies, their range."""
-    config, resources = spec.trial_config(spec.example_settings()), spec.resources
-    epochs = {"method.epochs": config.method.search_epochs, "finetune.epochs": config.finetune.epochs}
+    """What the length of a trial depends on; of lengths that the space varies, their range."""
+    resources = spec.resources
+    searches = [
+        (method_name(config.method), *((spec.space.get(f"method.{key}"), value) for key, value in _lengths(config)))
+        for config in spec.example_configs()
+    ]
+    finetunes = spec.space.get("finetune.epochs", spec.example_configs()[0].finetune.epochs)
     return (
-        spec.methods,
-        *(spec.space.get(name, number) for name, number in epochs.items()),
+        *searches,
+        finetunes,
         (resources.workers, resources.cpus_per_worker, resources.gpus_per_worker),
     )
+
+
+def _lengths(config: TrialConfig) -> list[tuple[str, object]]:
+    return [(key, getattr(config.method, key)) for key in SEARCH_LENGTHS if hasattr(config.method, key)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from service.reached import reached
@@ -85,11 +86,14 @@ def check_methods(source: Source, methods: tuple[str, ...], fixed: Fixed, space:
         _check_one(source, method, fixed, space, own)
 
 
-def _with(method: str, space: Mapping[str, Domain], chosen: Mapping[str, Scalar]) -> dict[str, Scalar]:
+def example_with(
+    method: str, space: Mapping[str, Domain], chosen: Mapping[str, Scalar] = MappingProxyType({})
+) -> dict[str, Scalar]:
     """The first settings of trials with a method, but for those that are chosen."""
-    domain = space[METHOD]
-    above = chosen_for(space, METHOD) if method in range_of(domain).examples() else {}
-    return example(space, {**above, METHOD: method, **chosen})
+    if method in range_of(space[METHOD]).examples():
+        return example(space, {**chosen_for(space, METHOD), METHOD: method, **chosen})
+    # The section's own, of trials to which the space gives none.
+    return example({name: domain for name, domain in space.items() if name != METHOD}, chosen)
 
 
 def _check_reach(source: Source, name: str, methods: tuple[str, ...], space: Mapping[str, Domain]) -> None:
@@ -111,17 +115,17 @@ def _check_one(
     source: Source, method: str, fixed: Fixed, space: Mapping[str, Domain], own: Mapping[str, Domain]
 ) -> None:
     kind = METHOD_CONFIGS[method]
-    first = _with(method, space, {})
+    first = example_with(method, space)
     problems = find_problems(kind, _own(kind, content_of("method", fixed, first)), "method")
     for path, message, at_key in problems:
         if message.endswith("missing"):
             source.add(("method",), f"{message}, which {method} needs", at_key=True)
         elif ".".join(map(str, path)) not in own:
-            source.add(path, message, at_key=at_key)
+            source.add(path, f"{message} (of {method})", at_key=at_key)
     for name, domain in own.items():
         values = domain.examples() if name.removeprefix("method.") in _names(kind) else ()
         for value in values:
-            settings = _with(method, space, {**chosen_for(space, name), METHOD: method, name: value})
+            settings = example_with(method, space, {**chosen_for(space, name), METHOD: method, name: value})
             if settings.get(name) == value:
                 found = find_problems(kind, _own(kind, content_of("method", fixed, settings)), "method")
                 check_example(source, found, name, value, is_alone=not problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from service.pareto import METRICS
@@ -73,7 +73,7 @@ def as_text(plan: Plan) -> str:
         *(("constraint", str(constraint)) for constraint in spec.constraints),
         *(("budget", f"{name}: {limit:g}") for name, limit in spec.fixed["budget"].items() if limit),
         *(("varied", f"{name}: {text}") for name, text in plan.space.items()),
-        *(line for one in plan.estimates for line in _reach_lines(one, alone=len(plan.estimates) == 1)),
+        *_reaches(plan.estimates),
         *_cost_lines(plan),
         *(("limit", f"{name}: {text}") for name, text in plan.limits.items()),
         *(("due", f"{launch:%a %Y-%m-%d %H:%M %Z}") for launch in plan.launches),
@@ -81,6 +81,19 @@ def as_text(plan: Plan) -> str:
     width = max(len(head) for head, _ in lines)
     told = [f"warning: {text}" for text in plan.warnings] + [f"problem: {text}" for text in plan.problems]
     return "\n".join([spec.name, *(f"  {head:{width}}  {text}" for head, text in lines), *told])
+
+
+def _reaches(estimates: Sequence[Estimate]) -> Iterator[tuple[str, str]]:
+    """Costs of every combination; its hours alone where those of another method are the same, and told already."""
+    told: dict[tuple[object, ...], str] = {}
+    for one in estimates:
+        survey, config = one.survey, one.combination.config
+        key = (repr((config.network, config.data)), survey.searched, tuple(survey.reach.items()))
+        if key in told:
+            yield one.combination.label, f"the same costs as {told[key]}; a trial about {duration(one.hours)}"
+        else:
+            told[key] = one.combination.label
+            yield from _reach_lines(one, alone=len(estimates) == 1)
 
 
 def _reach_lines(one: Estimate, *, alone: bool) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from service.spec import SECTIONS
 from service.template import TASK_SECTIONS as TASKS
 from service.template import PlainTemplate
 from service.validate import adapter
-from service.varied import SUBJECTS, VARIABLE, is_list, settings_of
+from service.varied import METHOD, SEED, SUBJECTS, VARIABLE, is_list, settings_of
 from trainables.data.places import DATA_SET_NAMES
 from trainables.method_config import METHOD_CONFIGS
 from trainables.models import NETWORK_NAMES
@@ -236,11 +236,23 @@ def _space() -> dict[str, Any]:
         "type": "object",
         "minProperties": 1,
         "propertyNames": {"enum": sorted(names)},
+        "properties": {
+            METHOD: _range_of("Methods of the trials.", {"enum": list(METHOD_CONFIGS)}),
+            SEED: _range_of("Seeds of the trials.", {"type": "integer", "minimum": 0}),
+        },
         "patternProperties": {
             rf"^({'|'.join(SUBJECTS)})\.": {**any_range, "not": {"anyOf": [{"required": [kind]} for kind in ENDLESS]}}
         },
         "additionalProperties": any_range,
     }
+
+
+def _range_of(text: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Ranges with finitely many values, all of this kind."""
+    values = {"description": "Some of these.", "type": "array", "items": value}
+    of_kinds = {**dict.fromkeys(("choice", "grid", "int"), values), "fixed": {"description": "This one.", **value}}
+    unwanted = {"anyOf": [{"required": [kind]} for kind in ENDLESS]}
+    return {"description": text, "$ref": "#/$defs/range", "properties": of_kinds, "not": unwanted}
 
 
 def _range() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.merge import read_sweep, reveal, stored_text
-from service.method_choice import build_method, check_methods, read_methods
+from service.method_choice import build_method, check_methods, example_with, read_methods
 from service.pareto import Constraint, Objective, check_objectives, parse_constraint
 from service.reached import reached
 from service.sections import counted_resources, read_section
@@ -33,7 +33,7 @@ from service.settings import (
     TrackingConfig,
     WarmStartConfig,
 )
-from service.space import Choice, Conditional, Domain, Scalar, as_written, chosen_for, example, range_of
+from service.space import Choice, Conditional, Domain, Scalar, as_written, example, range_of
 from service.template import Template, load_template
 from service.validate import build
 from service.varied import (
@@ -48,6 +48,7 @@ from service.varied import (
     count_points,
     fallback,
     fit_points,
+    has_fallback,
     read_space,
     section,
 )
@@ -140,8 +141,7 @@ class SweepSpec:
         """The first example with each of the methods."""
         if METHOD not in self.space:
             return [self.trial_config(self.example_settings())]
-        chosen = chosen_for(self.space, METHOD)
-        return [self.trial_config(example(self.space, {**chosen, METHOD: method})) for method in self.methods]
+        return [self.trial_config(example_with(method, self.space)) for method in self.methods]
 
     def path_of(self, name: str, settings: Mapping[str, Scalar]) -> Path_:
         """Where the file says the value that a setting has in a trial to which the space gave `settings`."""
@@ -170,7 +170,7 @@ class SweepSpec:
         content: dict[str, Any] = dataclasses.asdict(trial)
         # What a page shows.
         del content["images"]
-        if SEED in self.space:
+        if SEED in self.space and not isinstance(self.space[SEED], Conditional):
             del content["seed"]
         for place in VARIABLE:
             content[place] = self._fixed_of(trial, place)
@@ -178,6 +178,8 @@ class SweepSpec:
         if len(self.methods) > 1:
             each = zip(self.methods, self.example_configs(), strict=True)
             content["method"] = {method: self._fixed_of(config, "method") for method, config in each}
+            if isinstance(self.space[METHOD], Conditional):
+                content["method"]["name"] = self.method
         content |= {
             "space": {name: as_written(domain) for name, domain in self.space.items()},
             # A sampler draws in the order of the space.
@@ -198,7 +200,7 @@ class SweepSpec:
         content: dict[str, Any] = dataclasses.asdict(config)
         for key in list(content):
             domain = self.space.get(f"{place}.{key}")
-            if isinstance(domain, Conditional) and (place != "method" or METHOD not in dict(domain.when)):
+            if isinstance(domain, Conditional) and has_fallback(config, place, key, self.fixed):
                 content[key] = fallback(config, place, key, self.fixed, is_varied=True)
             elif domain:
                 del content[key]

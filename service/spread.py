@@ -46,20 +46,21 @@ def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Spread | None:
 def leaders(spreads: Sequence[Spread | None]) -> frozenset[int]:
     """Places of the largest mean, and of all that are not told apart from it.
 
-    Two means are told apart that differ by more than TOLD_APART·√(s₁²/n₁ + s₂²/n₂). A single value tells no spread, so
-    it takes no part; with fewer than two others, or where none is told apart, nobody leads.
+    Two means are told apart that differ by more than TOLD_APART·√(s₁²/n₁ + s₂²/n₂), and that spread at all. A single
+    value tells no spread, so it takes no part, but where it is above all others nobody leads; nor with fewer than two
+    others, or where none is told apart.
     """
     known = {
         place: (one.mean, one.squared_error)
         for place, one in enumerate(spreads)
         if one is not None and one.squared_error is not None
     }
-    if len(known) < 2:
+    if len(known) < 2 or max(one.mean for one in spreads if one is not None) > max(known.values())[0]:
         return frozenset()
     best, error = max(known.values())
     near = frozenset(
         place
         for place, (mean, own) in known.items()
-        if mean == best or best - mean <= TOLD_APART * math.sqrt((error or 0.0) + (own or 0.0))
+        if best - mean <= TOLD_APART * math.sqrt((error or 0.0) + (own or 0.0)) or not (error or own)
     )
     return near if len(near) < len(known) else frozenset()

@@ -279,13 +279,17 @@ def check_epochs(
     if config.name == "none":
         return
     epochs = sum(
-        min(int(value) for _, values in possible(place, "epochs", trial, fixed, space) for value in values)
+        min(int(value) for _, values in possible(place, key, trial, fixed, space) for value in values)
         for place in STAGES
-        if hasattr(getattr(trial, place), "epochs")
+        if (key := _length_of(trial, place))
     )
     if config.min_epochs >= epochs:
         message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
         source.add(("early_stopping", "min_epochs"), f"early_stopping.min_epochs {message}; give less")
+
+
+def _length_of(trial: TrialConfig, place: str) -> str:
+    return trial.method.epochs_setting if place == "method" else "epochs"
 
 
 def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:
@@ -376,6 +380,12 @@ def possible(
     if domain is None or isinstance(domain, Conditional):
         found.append(((place, key), (fallback(getattr(trial, place), place, key, fixed, is_varied=bool(domain)),)))
     return found
+
+
+def has_fallback(config: Any, place: str, key: str, fixed: Fixed) -> bool:
+    """Whether a setting has a value where no entry of the space is active for it; else none of its trials needs one."""
+    setting = next(f for f in dataclasses.fields(config) if f.name == key)
+    return key in fixed[place] or setting.default is not dataclasses.MISSING
 
 
 def fallback(config: Any, place: str, key: str, fixed: Fixed, *, is_varied: bool) -> Any:

@@ -39,6 +39,8 @@ class WidthsConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     needs: ClassVar[tuple[str, ...] | None] = None
     """Limits of a budget one of which it needs, () for any; None: it chooses without one as well."""
+    epochs_setting: ClassVar[str] = ""
+    """The setting that is the number of epochs that its search reports; empty where it reports none."""
 
     weight_bits: tuple[int, ...] = (2, 3, 4)
     """Widths offered to weights."""
@@ -53,7 +55,7 @@ class WidthsConfig:
     @property
     def search_epochs(self) -> int:
         """Epochs that the search reports; 0 where it reports none."""
-        return 0
+        return int(getattr(self, self.epochs_setting)) if self.epochs_setting else 0
 
 
 def check_one_bit(where: str, quantizer: DeployedQuantizer, weight_bits: tuple[int, ...]) -> None:
@@ -72,6 +74,8 @@ def check_one_bit(where: str, quantizer: DeployedQuantizer, weight_bits: tuple[i
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetConfig(WidthsConfig):
     """What every search on the supernet shares. Defaults are the GMPQ release's (batch 256, 25 epochs)."""
+
+    epochs_setting: ClassVar[str] = "epochs"
 
     zeta: float
     """Weight of the complexity risk (eq. 6-7); 1 means the uniform start's expected BOPs weigh as much as one nat."""
@@ -111,11 +115,6 @@ class SupernetConfig(WidthsConfig):
             barrier=self.barrier,
         )
         check_one_bit("method.weight_bits", self.quantizer, self.weight_bits)
-
-    @property
-    def search_epochs(self) -> int:
-        """See `WidthsConfig`."""
-        return self.epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,8 +186,8 @@ class BpnasConfig(EdmipsConfig):
     zeta: float = 0.0
     """Weight of the complexity risk, which the barrier takes the place of."""
     barrier: float = 0.03
-    """Weight of the barrier against expected costs beyond the budget; above 0. Near the limit its slope is up to ten
-    times its weight, and further below it still presses, as a logarithm does."""
+    """Weight of the barrier against expected costs beyond the budget; above 0. Its slope is 10 times its weight where a
+    tenth of the limit is free, and 20 times at the limit; further below it still presses, as a logarithm does."""
 
     def __post_init__(self) -> None:
         EdmipsConfig.__post_init__(self)
@@ -229,6 +228,7 @@ class BlackboxConfig(DeployedConfig):
     agent is trained by reinforcement learning."""
 
     needs: ClassVar[tuple[str, ...] | None] = ()
+    epochs_setting: ClassVar[str] = "evaluations"
 
     evaluations: int = 64
     """Policies that are tried; each is quantised, tuned and scored."""
@@ -249,11 +249,6 @@ class BlackboxConfig(DeployedConfig):
         )
         check_not_negative("method", tune_steps=self.tune_steps)
 
-    @property
-    def search_epochs(self) -> int:
-        """See `WidthsConfig`: an evaluation each."""
-        return self.evaluations
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimpqConfig(DeployedConfig):
@@ -264,6 +259,7 @@ class LimpqConfig(DeployedConfig):
     """
 
     needs: ClassVar[tuple[str, ...] | None] = ()
+    epochs_setting: ClassVar[str] = "epochs"
 
     quantizer: DeployedQuantizer = "lsq"
     """Of the deployed network, where `finetune.quantizer` names none; indicators are always LSQ's steps."""
@@ -292,11 +288,6 @@ class LimpqConfig(DeployedConfig):
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"method.label_smoothing is {self.label_smoothing}; give a share from 0 to below 1.")
         check_one_bit("method.weight_bits", "lsq", self.weight_bits)
-
-    @property
-    def search_epochs(self) -> int:
-        """See `WidthsConfig`."""
-        return self.epochs
 
     def steps(self, batches: int) -> int:
         """Steps of an epoch that has so many batches in all."""

@@ -18,10 +18,9 @@ from service.halving import Halving, rung_values
 from service.orchestrate.failures import failure_of
 from service.orchestrate.worker import now_ms
 from service.records import SweepStore
-from service.space import example
 from service.spec import SweepSpec
 from service.tracking import first_line
-from service.varied import METHOD
+from service.varied import possible
 
 
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
@@ -114,8 +113,9 @@ def _last_error(trial: Trial) -> BaseException:
 
 def longest_trial(spec: SweepSpec) -> int:
     """Epochs of search and finetune together, of the longest trial that the space allows."""
-    lengths = {name: domain for name, domain in spec.space.items() if name.endswith((".epochs", ".evaluations"))}
-    most = {name: max(domain.examples(), key=float) for name, domain in lengths.items()}
-    methods = [{METHOD: method} for method in spec.methods] if METHOD in spec.space else [{}]
-    configs = [spec.trial_config(example(spec.space, {**most, **method})) for method in methods]
-    return max(config.method.search_epochs for config in configs) + max(config.finetune.epochs for config in configs)
+    longest = 0
+    for config in spec.example_configs():
+        stages = (("method", config.method.epochs_setting), ("finetune", "epochs"))
+        found = [possible(place, key, config, spec.fixed, spec.space) for place, key in stages if key]
+        longest = max(longest, sum(max(int(v) for _, values in values_of for v in values) for values_of in found))
+    return longest

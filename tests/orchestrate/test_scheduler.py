@@ -240,6 +240,16 @@ def test_tune_keeps_nothing_of_the_scheduler(tmp_path: Path) -> None:
     assert type(kept) is FIFOScheduler
 
 
+def test_the_longest_trial_may_be_one_where_a_condition_holds_or_where_it_fails(tmp_path: Path) -> None:
+    for epochs, longest in (("[30, 50]", 50 + 4), ("[2, 3]", 7 + 4)):
+        varied = f"method.epochs: {{choice: {epochs}, when: {{method.start: scratch}}}}"
+        space = f"{{method.start: {{choice: [reference, scratch]}}, {varied}, method.zeta: {{fixed: 0.1}}}}"
+        filled = {"space": space, "sampler": "random", "trials": 2, "early_stopping": HALVING, "path": tmp_path}
+        text = SPEC.format(**filled).replace("epochs: 4, batch_size: 64, eta", "epochs: 7, eta")
+        (tmp_path / "s.yaml").write_text(text)
+        assert longest_trial(load_spec(tmp_path / "s.yaml")) == longest
+
+
 def test_the_longest_trial_of_a_space_that_varies_its_epochs(tmp_path: Path) -> None:
     space = "{finetune.epochs: {int: [2, 6]}, method.zeta: {fixed: 0.1}}"
     text = SPEC.replace("finetune: {{epochs: 4,", "finetune: {{")

@@ -8,7 +8,7 @@ import pytest
 
 from service.combinations import combinations
 from service.space import points
-from service.spec import SweepSpec, load_spec
+from service.spec import SweepSpec, differences, load_spec
 from trainables.errors import SpecError
 from trainables.method_config import EdmipsConfig, RandomConfig, RgmpqConfig, UniformConfig
 
@@ -69,6 +69,37 @@ def test_the_hash_is_that_of_what_trials_depend_on(load: Load) -> None:
     assert spec.method_name == "uniform, random, edmips, rgmpq"
 
 
+@pytest.mark.parametrize(
+    ("before", "old", "new"),
+    [
+        ("method.zeta: {fixed: 0.3, when: {method.name: rgmpq}}", "zeta: 0.1", "zeta: 0.2"),
+        ("method.epochs: {fixed: 1, when: {method.name: rgmpq}}", "epochs: 3", "epochs: 30"),
+        ("seed: {grid: [0, 5], when: {method.name: random}}", "name: several", "name: several\nseed: 7"),
+    ],
+)
+def test_the_hash_depends_on_what_the_section_gives_where_a_condition_fails(
+    load: Load, before: str, old: str, new: str
+) -> None:
+    text = SEVERAL.replace("  seed: {grid: [0, 5]}", f"  {before}")
+    assert load(text).hash != load(text.replace(old, new)).hash
+    assert differences(load(text).identity, load(text.replace(old, new)).identity)
+
+
+def test_the_hash_depends_on_the_method_of_trials_to_which_the_space_gives_none(load: Load) -> None:
+    def spec(method: str) -> SweepSpec:
+        text = SEVERAL.replace("method: {", f"method: {{name: {method}, ")
+        text = text.replace("  method.name: {", "  data.fraction: {choice: [1.0, 0.5]}\n  method.name: {")
+        return load(text.replace("rgmpq]}", "rgmpq], when: {data.fraction: 1.0}}"))
+
+    one, other = spec("uniform"), spec("edmips")
+    assert one.hash != other.hash
+    half = {"data.fraction": 0.5, "seed": 0}
+    kinds = [type(spec.trial_config(half).method) for spec in (one, other)]
+    assert kinds == [UniformConfig, EdmipsConfig]
+    with pytest.raises(SpecError, match=r"s\.yaml:5:1: method\.eta: missing, which gmpq needs"):
+        spec("gmpq")
+
+
 def test_one_method_in_the_space_is_the_method(load: Load) -> None:
     text = SEVERAL.replace("choice: [uniform, random, edmips, rgmpq]", "fixed: rgmpq")
     text = "\n".join(line for line in text.splitlines() if "draw" not in line)
@@ -90,7 +121,7 @@ def test_one_method_in_the_space_is_the_method(load: Load) -> None:
         ("seed: {grid: [0, 5]}", "seed: {uniform: [0, 5]}", "12:9", r"space\.seed: give choice, grid, int or fixed"),
         ("budget: {bops_g: 0.04}", "", "9:16", r"random chooses bits for a budget, and there is none; give one of"),
         ("{bops_g: 0.04}", "{storage_mb: 0.04}", "9:16", r"random .*; give one of bops_g, bops_paper_g, compression"),
-        ("epochs: 3", "epochs: 0", "5:29", r"method\.epochs is 0; give a positive number"),
+        ("epochs: 3", "epochs: 0", "5:29", r"method\.epochs is 0; give a positive number \(of edmips\)"),
         ("grid: [0, 1, 2]", "grid: [0, -1]", "11:16", r"space\.method\.draw is -1; give zero or a positive"),
         (
             "sampler: {name: grid}", "sampler: {name: grid}\nearly_stopping: {name: successive-halving, min_epochs: 1}",

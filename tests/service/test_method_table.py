@@ -271,6 +271,7 @@ def test_csv_and_json_say_the_same_with_spreads_and_ends(run: Callable[..., Resu
     assert [line["top1_difference_seeds"] for line in lines[1:]] == ["2", "", "3", ""]
     assert group["rows"][1]["states"] == {"done": 2, "failed": 1}
     assert [row["best"] for row in group["rows"]] == [False, False, False, True]
+    assert {line["against"] for line in lines[1:]} == {content["against"]} != {""}
 
 
 def test_what_cannot_be_shown_is_said_in_a_line(run: Callable[..., Result], recorded_methods: MakeMethods) -> None:

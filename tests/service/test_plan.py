@@ -418,3 +418,39 @@ def test_the_quickstart_is_planned_from_measured_steps(tmp_path: Path) -> None:
     assert (plan.concurrency, plan.warnings, plan.problems) == (2, (), ())
     assert 0 < plan.reference_hours < plan.device_hours.high < 1
     assert plan.wall_hours.high < plan.device_hours.high
+
+
+METHODS = """\
+name: m
+network: {name: resnet8}
+data: {name: digits, image_size: 8, fraction: 0.3}
+reference: {epochs: 1, batch_size: 64}
+method: {zeta: 0.1, epochs: 20, batch_size: 64, images: 64}
+finetune: {epochs: 1, batch_size: 64}
+budget: {compression: 80.0}
+space:
+  method.name: {choice: [uniform, edmips, blackbox]}
+  method.evaluations: {fixed: 9, when: {method.name: blackbox}}
+sampler: {name: grid}
+"""
+
+
+def test_each_method_is_timed_by_itself(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, f"storage: {{path: {tmp_path / 'none'}}}\n", METHODS)
+    (uniform, edmips, blackbox), hours_from = estimates_of(spec, survey_all(spec))
+    assert hours_from == "measured on one step here"
+    # Twenty epochs of six steps, and nine short trials, next to none and a finetune of six steps.
+    assert edmips.hours > 4 * uniform.hours
+    assert blackbox.hours > 2 * uniform.hours
+    assert uniform.reference_hours > 0 == edmips.reference_hours == blackbox.reference_hours
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("epochs: 20", "epochs: 21"), ("fixed: 9", "fixed: 10"), ("epochs: 20", "epochs: 20, tune_steps: 3")],
+)
+def test_trials_of_several_methods_are_alike_where_every_search_is_as_long(tmp_path: Path, old: str, new: str) -> None:
+    spec, storage = spec_of(tmp_path / "specs", sweep=METHODS), tmp_path / "storage"
+    recorded(storage, "first", spec, [1.0])
+    assert recorded_hours(storage, spec) != ({}, "")
+    assert recorded_hours(storage, spec_of(tmp_path / "specs", sweep=METHODS.replace(old, new))) == ({}, "")

@@ -142,3 +142,20 @@ def test_every_property_of_the_schema_has_a_description() -> None:
     whole = schema()
     assert bare(whole, "") == []
     assert [name for key, part in whole["$defs"].items() for name in bare(part, key)] == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_right"),
+    [
+        ("method.name: {choice: [uniform, rgmpq]}", True),
+        ("method.name: {fixed: edmips}", True),
+        ("method.name: {choice: [rand]}", False),
+        ("seed: {grid: [0, 1, 2]}", True),
+        ("seed: {int: [0, 9]}", True),
+        ("seed: {choice: [0.5]}", False),
+        ("seed: {grid: [-1]}", False),
+        ("seed: {uniform: [0, 1]}", False),
+    ],
+)
+def test_methods_and_seeds_of_a_space_are_such(entry: str, is_right: bool) -> None:
+    assert (mistakes(f"base: other.yaml\nspace:\n  {entry}\n") == []) is is_right

@@ -59,8 +59,11 @@ def test_nobody_leads_where_none_is_told_apart_or_too_few_have_a_spread() -> Non
 
 
 def test_a_single_value_neither_leads_nor_keeps_others_from_it() -> None:
-    assert leaders([spread_of([99.0]), around(90.0, 0.1), around(80.0, 0.1)]) == {1}
+    assert leaders([spread_of([85.0]), around(90.0, 0.1), around(80.0, 0.1)]) == {1}
+    # What is above all others may be better than the one that would be marked.
+    assert leaders([spread_of([99.0]), around(90.0, 0.1), around(80.0, 0.1)]) == frozenset()
 
 
 def test_equal_means_without_any_spread_lead_together() -> None:
-    assert leaders([around(90.0, 0.0), around(90.0, 0.0), around(80.0, 0.0)]) == {0, 1}
+    assert leaders([around(90.0, 0.0), around(90.0, 0.0), around(80.0, 0.1)]) == {0, 1}
+    assert leaders([around(90.0, 0.0), around(89.9, 0.0)]) == frozenset()

@@ -12,7 +12,7 @@ from service.spec import load_spec
 from trainables import api
 from trainables.bops import CostModel
 from trainables.config import TrialConfig
-from trainables.method_config import METHOD_CONFIGS, SupernetConfig, method_name
+from trainables.method_config import METHOD_CONFIGS, BpnasConfig, SupernetConfig, method_name
 from trainables.policy import BitPolicy, LayerBits
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,10 @@ def test_methods_differ_in_nothing_but_the_search(path: Path) -> None:
     assert first.finetune.quantizer != "searched"
     assert len({config.reference_key for config in found}) == 1
     supernets = [config.method for config in found if isinstance(config.method, SupernetConfig)]
-    assert len({(m.zeta, m.epochs, m.batch_size, m.bit_lr, m.weight_lr) for m in supernets}) == 1
+    assert len({(m.epochs, m.batch_size, m.bit_lr, m.weight_lr) for m in supernets}) == 1
+    # Of BP-NAS the barrier stands in place of the complexity risk.
+    (zeta,) = {m.zeta for m in supernets if not isinstance(m, BpnasConfig)}
+    assert {(m.zeta, m.barrier) for m in supernets if isinstance(m, BpnasConfig)} == {(0.0, zeta / 10)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)
