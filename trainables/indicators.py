@@ -4,10 +4,13 @@ LIMPQ (Tang et al. 2022) learns them as the steps of its quantisers, one for eac
 
     minimise  Σ_l s_a[l, a_l] + α·s_w[l, w_l]    over widths w, a of each layer l,   within the limits
 
-so that −α·s_w and −s_a are scores. Layers that share an activation share its width: their s_a are added up.
+so that −α·s_w and −s_a are scores. Layers that share an activation share its width: their s_a are added up. A file may
+have one for all of them, under the first one's name: it counts for each, as the sum is over layers.
 
-Joint training leaves outliers: a width whose indicator is below that of the next wider one would be chosen for nothing.
-Such widths are not offered, as in the authors' release.
+Joint training leaves outliers: a width whose indicator is below that of the next wider one costs less, and is worth
+more. Such widths are not offered, as in the authors' release. Neighbours alone are compared: of 0.25, 0.2 and 0.3 for
+2, 3 and 4 bits, 3 are left out, and 4 are on offer for nothing, as allocation takes no width that is worth no more than
+a smaller one. Where a budget needs what is left out, `exclusion` says what becomes of it.
 
 Files are the JSON of what the authors' extractor collects, widths as text:
 
@@ -16,6 +19,7 @@ Files are the JSON of what the authors' extractor collects, widths as text:
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
@@ -35,7 +39,8 @@ Kind = Literal["weight", "act"]
 LARGEST_FILE = 2**26
 """Bytes: more than a thousand times what a network of 50 layers takes."""
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
-_WIDTHS = frozenset(str(width) for width in range(1, MAX_BITS + 1))
+_MOST_NAMED = 6
+"""Layers that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,15 @@ class Excluded:
     values: tuple[float, float]
     """Indicators of both."""
 
+    @property
+    def what(self) -> str:
+        """Says which width of what it is."""
+        return f"{self.owner}: {self.width}-bit {'weights' if self.kind == 'weight' else 'activations'}"
+
     def __str__(self) -> str:
-        what = "weights" if self.kind == "weight" else "activations"
         return (
-            f"{self.owner}: {self.width}-bit {what} are not offered: their indicator {self.values[0]:.4g} is below "
-            f"{self.values[1]:.4g}, that of {self.wider} bits"
+            f"{self.what} are not offered: their indicator {self.values[0]:.4g} is below {self.values[1]:.4g}, that of "
+            f"{self.wider} bits"
         )
 
 
@@ -162,9 +171,7 @@ class Indicators:
         unknown = [name for name in self.layers if name not in layers]
         if unknown:
             more = f" ({len(unknown)} such layers)" if len(unknown) > 1 else ""
-            raise ConfigError(
-                f"indicators: the network has no layer {unknown[0]!r}{more}{did_you_mean(unknown[0], layers)}."
-            )
+            raise ConfigError(f"indicators: the network has no layer {unknown[0]!r}{more}{_near(unknown[0], layers)}.")
 
     def _offered(self, template: Choices) -> tuple[dict[str, ByWidth], dict[str, ByWidth]]:
         """Indicators of all widths of `template`: of layers' weights, and of groups that have a width to choose."""
@@ -178,20 +185,28 @@ class Indicators:
         for group, scores in template.acts.items():
             if len(scores.widths) == 1:
                 continue
-            # One indicator for all where the file has the first alone: then all layers read what one quantiser made.
+            # The file may have the first alone: then all layers read what one quantiser made, and have its indicator.
             first = members[group][0]
             alone = first in self.acts and not any(name in self.acts for name in members[group][1:])
-            owners = [first] if alone else members[group]
+            owners = [first] * len(members[group]) if alone else members[group]
             parts = [_of_widths("act", name, self.acts, scores.widths) for name in owners]
             acts[group] = {width: math.fsum(part[width] for part in parts) for width in sorted(scores.widths)}
         return weights, acts
+
+
+def _near(name: str, layers: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest of the known layers, and how many there are besides."""
+    known = list(layers)
+    near = difflib.get_close_matches(name, known, n=_MOST_NAMED, cutoff=0.0)
+    more = f" and {len(known) - len(near)} more" if len(known) > len(near) else ""
+    return did_you_mean(name, near) + more
 
 
 def _of_widths(kind: Kind, name: str, layers: Mapping[str, ByWidth], widths: Sequence[int]) -> ByWidth:
     """Of one layer, by width, ascending."""
     if name not in layers:
         raise ConfigError(
-            f"indicators: {kind} has no layer {name!r}{did_you_mean(name, layers)}. Give it indicators, or pin it."
+            f"indicators: {kind} has no layer {name!r}{_near(name, layers)}. Give it indicators, or pin it."
         )
     missing = [str(width) for width in sorted(widths) if width not in layers[name]]
     if missing:

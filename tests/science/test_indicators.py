@@ -52,9 +52,11 @@ def test_scores_are_minus_alpha_times_the_weights_and_minus_the_sum_of_a_groups_
     assert indicators().excluded(template()) == ()
 
 
-def test_one_indicator_of_a_group_stands_for_all_its_layers() -> None:
+def test_one_indicator_of_a_group_counts_for_each_of_its_layers() -> None:
     alone = Indicators(indicators().weights, {"a": falling(8.0), "d": falling(1.0)})
-    assert alone.choices(template()).acts["a"].of(3) == -4.0
+    each = Indicators(indicators().weights, {"a": falling(8.0), "b": falling(8.0), "d": falling(1.0)})
+    assert alone.choices(template()).acts["a"].of(3) == -8.0
+    assert alone.choices(template()) == each.choices(template())
     other = Indicators(indicators().weights, {"b": falling(8.0), "d": falling(1.0)})
     with pytest.raises(ConfigError, match="act has no layer 'a'"):
         other.choices(template())
@@ -77,6 +79,12 @@ def test_only_widths_that_are_offered_are_compared() -> None:
     assert odd.choices(template((2, 4))).weights["b"].widths == (2, 4)
     assert odd.choices(template()).weights["b"].widths == (2, 4)
     assert [one.width for one in odd.excluded(template())] == [3]
+
+
+def test_neighbours_alone_are_compared_and_a_wider_width_that_is_worth_less_is_never_chosen() -> None:
+    odd = indicators(b={2: 0.25, 3: 0.2, 4: 0.3})
+    assert odd.choices(template()).weights["b"].widths == (2, 4)
+    assert odd.choices(template()).weights["b"].worthwhile == (2,)
 
 
 def test_the_widest_width_always_stays() -> None:
@@ -102,6 +110,28 @@ def test_a_layer_without_an_indicator_is_named() -> None:
     short = Indicators({name: falling(1.0) for name in "abd"}, indicators().acts)
     with pytest.raises(ConfigError, match=r"weight has no layer 'c'.*Give it indicators, or pin it"):
         short.choices(template())
+
+
+def test_of_many_layers_the_nearest_are_listed() -> None:
+    names = tuple(f"layer{number}" for number in range(60))
+    offered = Scores((2, 3, 4), (0.0,) * 3)
+    many = Choices(
+        network="net",
+        layers=names,
+        weights=dict.fromkeys(names, offered),
+        acts=dict.fromkeys(names, Scores((8,), (0.0,))),
+        group_of={name: name for name in names},
+        pinned={},
+    )
+    values = {name: falling(1.0) for name in names}
+    del values["layer7"]
+    with pytest.raises(
+        ConfigError, match=r"weight has no layer .layer7.; did you mean .* and 53 more\. Give it indicators"
+    ) as raised:
+        Indicators(values, {}).choices(many)
+    assert str(raised.value).count("layer") < 12
+    with pytest.raises(ConfigError, match=r"no layer 'layer7x'; did you mean 'layer7'\? known: .* and 54 more"):
+        Indicators({**values, "layer7x": falling(1.0)}, {}).choices(many)
 
 
 @pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])

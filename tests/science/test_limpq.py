@@ -339,17 +339,19 @@ def test_a_trial_that_is_cut_off_at_any_step_goes_on_to_the_same_end(
         assert run(TINY, store, file)[:2] == (whole, metrics)
 
 
-def test_widths_that_are_excluded_come_back_where_the_budget_needs_them() -> None:
+def test_widths_that_are_excluded_come_back_where_the_budget_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of(plain_net(normalised=False))
     template = offered(bench, TOY)
     indicators = Indicators(
         {FIRST: {2: 0.1, 4: 0.3}, SECOND: {2: 0.4, 4: 0.2}}, {name: {3: 0.4, 4: 0.2} for name in (FIRST, SECOND)}
     )
+    monkeypatch.setattr(JointNetwork, "indicators", lambda _: indicators)
+    monkeypatch.setattr(limpq, "train", lambda *_, **__: None)
     loose, floor = BudgetConfig(compression=1.0), bench.costs.of(template.smallest)["bops_g"]
-    found = limpq.choices_of(indicators, template, bench.costs, config=TOY, budget=loose)
+    found = limpq.search(bench, TOY, loose, quiet)
     assert (found.weights[FIRST].widths, found.weights[SECOND].widths) == ((4,), (2, 4))
     tight = BudgetConfig(bops_g=floor)
-    found = limpq.choices_of(indicators, template, bench.costs, config=TOY, budget=tight)
+    found = limpq.search(bench, TOY, tight, quiet)
     assert dict(zip(found.weights[FIRST].widths, found.weights[FIRST].values, strict=True)) == {2: -0.6, 4: -0.6}
     assert dict(zip(found.weights[SECOND].widths, found.weights[SECOND].values, strict=True)) == {2: -0.8, 4: -0.4}
 

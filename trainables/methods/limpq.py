@@ -5,7 +5,7 @@ weights and steps (the indicators) once:
 
     Σ_k ∇L(b_w = w_k, b_a = a_k in all layers)  +  ∇L(random widths, drawn anew for every step)
 
-What then follows from the indicators, and why, stands in `trainables.indicators`.
+What then follows from the indicators, and why, stands in `trainables.indicators` and `trainables.exclusion`.
 
 Uniform passes. One for each width b that is offered to weights or to activations: both have b, or the nearest to it
 that they are offered, of two as near the smaller. Where both are offered the same widths, b_w = b_a = b.
@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from trainables.allocate import allocate, ceilings
-from trainables.bops import CostModel
 from trainables.choices import Choices
 from trainables.config import BudgetConfig
 from trainables.data.splits import Batch
-from trainables.errors import DivergedError, InfeasibleBudgetError
+from trainables.errors import DivergedError
+from trainables.exclusion import offered_within
 from trainables.indicators import ByWidth, Indicators
 from trainables.method_config import LimpqConfig
 from trainables.methods.offered import offered
@@ -197,9 +197,12 @@ def search(bench: Bench, config: LimpqConfig, budget: BudgetConfig, report: Repo
     joint = JointNetwork(bench, config)
     model = bench.workers.wrap(joint.net)
 
+    def choices_of(indicators: Indicators) -> Choices:
+        return offered_within(indicators, template, bench.costs, alpha=config.alpha, budget=budget).choices
+
     def on_epoch(epoch: int, means: dict[str, float]) -> None:
         indicators = joint.indicators()
-        choices = choices_of(indicators, template, bench.costs, config=config, budget=budget)
+        choices = choices_of(indicators)
         metrics = {
             **means,
             "policy_bops_g": bench.costs.bops_g(allocate(choices, bench.costs, budget)),
@@ -211,8 +214,7 @@ def search(bench: Bench, config: LimpqConfig, budget: BudgetConfig, report: Repo
     plan, passes = joint_plan(bench, joint, config), pass_terms(model, joint, config)
     train(model, plan, passes, workers=bench.workers, on_epoch=on_epoch, checkpoint=kept)
     indicators = joint.indicators()
-    found = choices_of(indicators, template, bench.costs, config=config, budget=budget)
-    return replace(found, indicators=indicators.to_content())
+    return replace(choices_of(indicators), indicators=indicators.to_content())
 
 
 def joint_plan(bench: Bench, joint: JointNetwork, config: LimpqConfig) -> TrainingPlan[JointBatch]:
@@ -269,25 +271,3 @@ def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> li
         return {**terms(logits, batch, "random"), "task_risk": risk}
 
     return [*(uniform(place) for place in range(len(joint.passes))), drawn]
-
-
-def choices_of(
-    indicators: Indicators, template: Choices, costs: CostModel, *, config: LimpqConfig, budget: BudgetConfig
-) -> Choices:
-    """The indicators as scores. Widths that are excluded come back where no policy keeps the budget without them, as
-    dear as the next wider one."""
-    found = indicators.choices(template, alpha=config.alpha)
-    try:
-        ceilings(found, costs, budget)
-    except InfeasibleBudgetError:
-        level = Indicators(*({n: _levelled(v) for n, v in of.items()} for of in (indicators.weights, indicators.acts)))
-        return level.choices(template, alpha=config.alpha)
-    return found
-
-
-def _levelled(values: ByWidth) -> dict[int, float]:
-    """The least change upwards that leaves no width below a wider one."""
-    highest, found = 0.0, {}
-    for width in sorted(values, reverse=True):
-        found[width] = highest = max(highest, values[width])
-    return found
