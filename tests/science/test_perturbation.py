@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.errors import CoverageError
+from trainables.errors import CoverageError, DivergedError
 from trainables.hessian_trace import HessianTraces, mean_and_error
-from trainables.methods.hawq import curvature_losses
+from trainables.methods.hawq import counted_traces, curvature_losses
 from trainables.models import build_network
 from trainables.perturbation import LossPerturbation
 from trainables.quantizers.rounding import rounded
@@ -273,3 +273,48 @@ def test_curvature_losses_are_half_the_mean_eigenvalue_times_the_squared_change(
     changes = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])
     found = curvature_losses(torch.tensor(6.0, dtype=torch.float64), changes)
     assert found.tolist() == [6.0 / 2 * 25 / 2, 6.0 / 2 * 1 / 2]
+
+
+def test_a_trace_counts_as_no_less_than_its_standard_error() -> None:
+    """Means of 5, 0.5, -0.5 and 0, with a standard error of 1 each but for the last."""
+    spread = torch.tensor([-3.0, 3.0, -1.0, 1.0], dtype=torch.float64) * (12 / 20) ** 0.5
+    means = torch.tensor([[5.0], [0.5], [-0.5], [0.0]], dtype=torch.float64)
+    products = means + spread * torch.tensor([[1.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(counted_traces("abcd", products), torch.tensor([5.0, 1.0, 1.0, 0.0]).double())
+    # More bits are never worse.
+    for trace in counted_traces("abcd", products):
+        few, many = curvature_losses(trace, torch.tensor([[[0.5]], [[0.1]]])).tolist()
+        assert few >= many
+    assert counted_traces("ab", torch.tensor([[-2.0], [3.0]])).tolist() == [2.0, 3.0]
+
+
+def test_noise_around_zero_ends_no_search_and_a_trace_that_is_negative_does_by_name() -> None:
+    random = torch.Generator().manual_seed(0)
+    for probes in (2, 3, 4, 32):
+        noise = torch.randn(1000, probes, generator=random, dtype=torch.float64)
+        assert bool((counted_traces(["x"] * 1000, noise) > 0).all())
+    products = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-5.0, -5.1, -4.9, -5.0]], dtype=torch.float64)
+    told = r"hawq: .* negative.* over 4 probes .*\(layer2: -5 ± 0\.041\); give more method\.images or method\.probes"
+    with pytest.raises(DivergedError, match=told):
+        counted_traces(["layer1", "layer2"], products)
+
+
+def test_a_network_at_a_maximum_of_its_loss_is_told_by_its_trace() -> None:
+    """The right class's logit is a sum of exp(w^2) with all w = 0: the loss falls to all sides."""
+
+    class Bowl(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.layer(x.flatten(1))
+            return torch.stack([made.square().exp().sum(1), torch.zeros(len(x), dtype=x.dtype)], 1)
+
+    net = Bowl().double().eval().requires_grad_(False)
+    net.layer.weight.zero_()
+    images = torch.ones(3, 1, 1, 1, dtype=torch.float64)
+    products = HessianTraces(net, ["layer"], probes=4, seed=0).products(images, torch.tensor([0, 0, 0])) / 3
+    assert bool((products < 0).all())
+    with pytest.raises(DivergedError, match="layer: -"):
+        counted_traces(["layer"], products)
