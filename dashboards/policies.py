@@ -268,10 +268,20 @@ def tradeoff_table(solved: Sequence[tuple[PolicyRecord, float]], own: PolicyReco
     return table
 
 
-def solved_as_json(record: PolicyRecord, score_lost: float) -> dict[str, Any]:
-    """A policy of a search for programs: its content, and what it gives up; in nats where the scores are log π."""
+def solved_as_json(
+    record: PolicyRecord, score_lost: float, counted: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """A policy of a search for programs: its content, and what it gives up; in nats where the scores are log π.
+
+    `counted`: its costs as limits count them, where that is not as `costs` does.
+    """
     in_nats = {"nats_lost": score_lost} if scale_of(record.method).head == "nats lost" else {}
-    return {**json.loads(record.to_json()), "score_lost": score_lost, **in_nats}
+    return {
+        **json.loads(record.to_json()),
+        "score_lost": score_lost,
+        **in_nats,
+        **({"counted": dict(counted)} if counted else {}),
+    }
 
 
 def lost(method: str, score: float) -> str:

@@ -199,14 +199,14 @@ def validate(
     click.echo(f"{name}: fine, {len(record.policy.bits)} layers of {record.policy.network}{kept}")
 
 
-def _searched(name: str | None, storage: Path, request: IndicatorRequest | None) -> Search:
+def _searched(name: str | None, storage: Path, request: IndicatorRequest | None, budget: BudgetConfig) -> Search:
     from service.policies import find_policy
     from service.resolve import Search
 
     if request:
         if name:
             raise click.UsageError(f"{name} and --indicators: give one of them.")
-        return Search.of_indicators(request)
+        return Search.of_indicators(request, budget)
     if not name:
         raise click.UsageError("Nothing to solve: give SWEEP/TRIAL, such as quickstart/t0003, or --indicators.")
     return Search.of(find_policy(name, storage))
@@ -250,12 +250,12 @@ def solve(
         raise click.UsageError("--points finds several policies; write one with its --bops-g and --output.")
     if output:
         check_output(output, force=force)
-    search = _searched(name, storage, request)
+    search = _searched(name, storage, request, budget)
+    for note in search.notes:
+        click.echo(note, err=as_json)
     solved = search.tradeoff(budget, points) if points else [search.solve(budget)]
     if output:
         write_text(output, solved[0].record.to_json())
-    for note in search.notes:
-        click.echo(note, err=as_json)
     _show_solved(search, solved, output, points=bool(points), as_json=as_json)
 
 
@@ -263,17 +263,23 @@ def _show_solved(search: Search, solved: list[Solved], output: Path | None, *, p
     from dashboards import policies as shown
 
     console = new_console()
-    pairs = [(one.record, one.score_lost) for one in solved]
+    apart = search.own.settings.get("macs") == "limpq"
     if as_json:
-        click.echo(json.dumps([shown.solved_as_json(*pair) for pair in pairs], indent=2))
+        content = [shown.solved_as_json(one.record, one.score_lost, one.counted if apart else None) for one in solved]
+        click.echo(json.dumps(content, indent=2))
         return
+    counted = " to ".join(dict.fromkeys(f"{one.counted['bops_g']:.4g}" for one in (solved[0], solved[-1])))
+    told = f"Counted as LIMPQ does, sizes not rounded down: {counted} G BOPs."
     if points:
+        pairs = [(one.record, one.score_lost) for one in solved]
         console.print(shown.fitted(shown.tradeoff_table(pairs, search.own), console.width))
+        if apart:
+            click.echo(told)
         return
     first = solved[0]
     title = str(output) if output else "solved"
     console.print(shown.difference(search.own, first.record, (search.name, title), width=console.width))
-    if first.record.settings.get("macs") == "limpq":
-        click.echo(f"Counted as LIMPQ does, sizes not rounded down: {first.counted['bops_g']:.4g} G BOPs.")
-    told = shown.lost(first.record.method, first.score_lost)
-    click.echo(f"{title}: policy {first.record.policy.hash[:10]}, {told}")
+    if apart:
+        click.echo(told)
+    lost = shown.lost(first.record.method, first.score_lost)
+    click.echo(f"{title}: policy {first.record.policy.hash[:10]}, {lost}")

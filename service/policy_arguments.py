@@ -29,6 +29,7 @@ LIMITS = {
     "mean_act_bits": "Bits of an activation at most, on average.",
 }
 """What the options of a `budget` say."""
+_INDICATOR_NAMES = ("bits", "act_bits", "stem_bits", "head_bits", "pin", "alpha", "macs")
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,12 +83,23 @@ def _widths(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     return tuple(int(part) for part in parts)
 
 
+def _pins(ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
+    """PATTERN=BITS, in order."""
+    found = {}
+    for text in texts:
+        pattern, _, bits = text.rpartition("=")
+        if not pattern or not re.fullmatch("[0-9]{1,2}", bits):
+            raise ConfigError(f"--pin {text!r} pins nothing; give PATTERN=BITS, such as 'layer1.*=8'.")
+        found[pattern] = int(bits)
+    return found
+
+
 def indicator_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--indicators and what goes with it; the command gets them as one `IndicatorRequest`, or None."""
 
     @functools.wraps(command)
     def with_request(*context: click.Context, indicators: Path | None, choice: NetworkChoice, **arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in ("bits", "act_bits", "stem_bits", "head_bits", "alpha", "macs")}
+        given = {name: arguments.pop(name) for name in _INDICATOR_NAMES}
         request = _request(indicators, choice, **given)
         return command(*context, request=request, **arguments)
 
@@ -95,6 +107,13 @@ def indicator_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--macs", type=click.Choice(["exact", "limpq"]), help="How limits count; exact unless given."),
         click.option("--alpha", type=float, help="Weight of the weights' indicators beside the activations'; 2."),
+        click.option(
+            "--pin",
+            metavar="PATTERN=BITS",
+            multiple=True,
+            callback=_pins,
+            help="Bits of layers that are not chosen, such as 'layer1.*=8'; they need no indicators. Repeatable.",
+        ),
         click.option("--head-bits", type=int, help="Of the classifier, weights and activations; 8."),
         click.option("--stem-bits", type=int, help="Of the first layer, weights and activations; 8."),
         click.option("--act-bits", callback=_widths, help="Widths of activations, such as 4,6,8; those of --bits."),
@@ -117,11 +136,12 @@ def _request(
     act_bits: tuple[int, ...],
     stem_bits: int | None,
     head_bits: int | None,
+    pin: dict[str, int],
     alpha: float | None,
     macs: Macs | None,
 ) -> IndicatorRequest | None:
     if path is None:
-        if any((choice != type(choice)(), bits, act_bits, stem_bits, head_bits, alpha, macs)):
+        if any((choice != type(choice)(), bits, act_bits, stem_bits, head_bits, pin, alpha, macs)):
             raise click.UsageError(
                 "--network, --bits, --macs and their like go with --indicators; a trial has its own."
             )
@@ -140,6 +160,7 @@ def _request(
             name=choice.network,
             stem_bits=8 if stem_bits is None else stem_bits,
             head_bits=8 if head_bits is None else head_bits,
+            pinned=pin,
         ),
         image_size=choice.image_size or 224,
         num_classes=choice.num_classes or 1000,

@@ -16,8 +16,9 @@ from trainables.bops import CostModel
 from trainables.choices import Choices
 from trainables.config import AT_LEAST, BudgetConfig, NetworkConfig, named_floor
 from trainables.errors import ConfigError, InfeasibleBudgetError, StorageError
+from trainables.exclusion import Offered, offered_within
 from trainables.indicators import Indicators
-from trainables.method_config import WidthsConfig
+from trainables.method_config import METHOD_CONFIGS, SensitivityConfig, WidthsConfig
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord, all_costs
 
@@ -68,7 +69,10 @@ class Search:
 
     @classmethod
     def of(cls, found: FoundPolicy) -> Search:
-        """The search of the trial whose policy was found. Raises StorageError where nothing says what it ended with."""
+        """The search of the trial whose policy was found.
+
+        Raises StorageError where nothing says what it ended with, ConfigError where that leaves nothing to choose.
+        """
         trial = trial_of(found.path) if found.path else None
         if trial is None:
             kind = "policy file" if found.path else "registered policy"
@@ -79,11 +83,19 @@ class Search:
         store, trial_id = trial
         choices = store.choices(trial_id)
         found.record.policy.check_covers(choices.layers)
-        return cls(name=found.name, own=found.record, choices=choices, work=work_of(found.record))
+        if all(len(scores.widths) == 1 for scores in (*choices.weights.values(), *choices.acts.values())):
+            raise ConfigError(
+                f"{found.name}: its search ({found.record.method}) left a single width everywhere, so that there is "
+                f"nothing to choose from; run a trial with the budget that is wanted."
+            )
+        work = work_of(found.record)
+        return cls(
+            name=found.name, own=found.record, choices=choices, work=work, notes=_settled(found.record, choices, work)
+        )
 
     @classmethod
-    def of_indicators(cls, request: IndicatorRequest) -> Search:
-        """What LIMPQ's search would choose from: scores from the file, for the layers of the network.
+    def of_indicators(cls, request: IndicatorRequest, budget: BudgetConfig) -> Search:
+        """What LIMPQ's search would choose from within `budget`: scores from the file, for the network's layers.
 
         Its own policy has the best widths whatever they cost. Raises ConfigError for a file that does not fit.
         """
@@ -92,14 +104,15 @@ class Search:
             request.network, request.widths, image_size=request.image_size, num_classes=request.num_classes
         )
         indicators, prefix = found.without_prefix(offer.choices.layers)
+        work = offer.work if request.macs == "exact" else offer.limpq_work
         try:
-            choices = indicators.choices(offer.choices, alpha=request.alpha)
-            excluded = indicators.excluded(offer.choices)
+            best = indicators.choices(offer.choices, alpha=request.alpha).best
+            offered = offered_within(indicators, offer.choices, work, alpha=request.alpha, budget=budget)
         except ConfigError as error:
             raise ConfigError(f"{request.path}: {error}") from None
         taken = (f"Layers' names begin with {prefix!r} in {request.path}; that was taken off.",) if prefix else ()
         own = PolicyRecord.measured(
-            choices.best,
+            best,
             offer.work,
             method=INDICATOR_METHOD,
             settings=_settings(request),
@@ -109,9 +122,9 @@ class Search:
         return cls(
             name="no limit",
             own=own,
-            choices=choices,
-            work=offer.work if request.macs == "exact" else offer.limpq_work,
-            notes=(*taken, *(f"{one}." for one in excluded)),
+            choices=offered.choices,
+            work=work,
+            notes=(*taken, *_left_out(offered, within_reach=not budget.broken(work.of(offered.choices.smallest)))),
             from_trial=False,
         )
 
@@ -138,9 +151,15 @@ class Search:
         return list({one.record.policy.hash: one for one in found}.values())
 
     def _within(self, budget: BudgetConfig) -> BitPolicy:
-        """The best policy. What the search offered is settled, so only another limit can help."""
+        """The best policy. What there is to choose from is settled, so only another limit can help."""
         costs = self.work.of(self.choices.smallest)
-        problems = {name: _infeasible(name, budget.limits[name], costs[name]) for name in budget.broken(costs)}
+        smallest = "the smallest widths that " + (
+            "the search left to choose from" if self.from_trial else "are offered"
+        )
+        problems = {
+            name: _infeasible(name, budget.limits[name], costs[name], smallest=smallest)
+            for name in budget.broken(costs)
+        }
         if problems:
             raise InfeasibleBudgetError(problems)
         return allocate(self.choices, self.work, budget)
@@ -164,12 +183,32 @@ def _settings(request: IndicatorRequest) -> dict[str, Any]:
         "macs": request.macs,
         "weight_bits": list(request.widths.weight_bits),
         "act_bits": list(request.widths.act_bits),
+        "pinned": dict(request.network.pinned),
     }
 
 
-def _infeasible(name: str, limit: float, reached: float) -> str:
+def _settled(record: PolicyRecord, choices: Choices, work: CostModel) -> tuple[str, ...]:
+    """What MPQCO and HAWQ chose of activations before they chose weights."""
+    config = METHOD_CONFIGS.get(record.method)
+    if not config or not issubclass(config, SensitivityConfig) or len(record.settings.get("act_bits", (2, 3))) == 1:
+        return ()
+    tied = any(group != work.work[name].reads for name, group in choices.group_of.items())
+    pinned = {work.work[name].stream if tied else work.work[name].reads for name in choices.pinned}
+    widths = {width for group, scores in choices.acts.items() if group not in pinned for width in scores.widths}
+    if len(widths) != 1:
+        return ()
+    return (f"Activations stay at {widths.pop()} bits, as the search chose for its own budget; a trial chooses anew.",)
+
+
+def _left_out(offered: Offered, *, within_reach: bool) -> list[str]:
+    """What came back is of no interest where the limits are out of reach with it too."""
+    back = [f"{one.what} are on offer although excluded: no policy keeps the limits without." for one in offered.back]
+    return [*(f"{one}." for one in offered.excluded), *(back if within_reach else [])]
+
+
+def _infeasible(name: str, limit: float, reached: float, *, smallest: str) -> str:
     floor = named_floor(name, reached)
     return (
-        f"{name}: the limit is {limit:.10g}, but with the smallest widths that the search offered it is still {floor}; "
+        f"{name}: the limit is {limit:.10g}, but with {smallest} it is still {floor}; "
         f"give {'at most' if name in AT_LEAST else 'at least'} {floor}."
     )

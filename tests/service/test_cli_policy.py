@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -461,6 +462,56 @@ def test_a_trial_of_a_version_that_kept_no_choices_says_so(bitfront: Callable[..
     # Choices beside a file elsewhere are nobody's: which search they were of is not known.
     (folder / "choices.json").write_text("{}")
     assert "give SWEEP/TRIAL" in bitfront("solve", "b.json", "--bops-g", "1", status=2).stderr
+
+
+def settled(choices: Choices, *, weights: tuple[int, ...]) -> Choices:
+    """The same with these widths for weights, and 3 bits for all activations."""
+    free = Scores(weights, tuple(-1.0 / width for width in weights))
+    acts = {group: Scores((3,), (0.0,)) for group in choices.acts}
+    return replace(choices, weights=dict.fromkeys(choices.weights, free), acts=acts)
+
+
+@pytest.mark.parametrize("method", ["uniform", "random", "blackbox"])
+def test_a_search_that_settled_on_one_policy_has_nothing_left_to_solve(
+    bitfront: Callable[..., Result], folder: Path, work: CostModel, method: str
+) -> None:
+    choices = settled(make_choices(work), weights=(2,))
+    own = PolicyRecord.measured(choices.best, work, method=method, settings={}, image_size=16, num_classes=10)
+    trial_file(folder).write_text(own.to_json())
+    trial_file(folder).with_name("choices.json").write_text(choices.to_json())
+    for arguments in (("--bops-g", "1"), ("--points", "3")):
+        found = bitfront("solve", "s/1", *arguments, status=2).stderr
+        assert f"s/1: its search ({method}) left a single width everywhere" in found
+        assert "run a trial with the budget that is wanted" in found
+
+
+@pytest.mark.parametrize("method", ["mpqco", "hawq"])
+@pytest.mark.parametrize("act_bits", [(3,), (3, 4)])
+def test_activations_that_a_search_settled_on_are_named(
+    bitfront: Callable[..., Result], folder: Path, work: CostModel, method: str, act_bits: tuple[int, ...]
+) -> None:
+    choices = settled(make_choices(work), weights=(2, 4))
+    # A pinned layer fixes the activation that it shares, which no search settled on.
+    conv, downsample = TIED
+    choices = replace(
+        choices,
+        weights={name: scores for name, scores in choices.weights.items() if name != downsample},
+        acts={**choices.acts, conv: Scores((6,), (0.0,))},
+        group_of={name: group for name, group in choices.group_of.items() if name != downsample},
+        pinned={**choices.pinned, downsample: 6},
+    )
+    own = PolicyRecord.measured(
+        choices.best, work, method=method, settings={"act_bits": act_bits}, image_size=16, num_classes=10
+    )
+    trial_file(folder).write_text(own.to_json())
+    trial_file(folder).with_name("choices.json").write_text(choices.to_json())
+    told = "Activations stay at 3 bits, as the search chose for its own budget; a trial chooses anew."
+    found = bitfront("solve", "s/1", "--bops-g", repr(0.9 * own.costs["bops_g"]), "--json")
+    assert (told in found.stderr) == (len(act_bits) > 1)
+    assert json.loads(found.stdout)[0]["costs"]["mean_act_bits"] == own.costs["mean_act_bits"]
+    found = bitfront("solve", "s/1", "--bops-g", "1e-9", status=2)
+    assert (told in found.stdout) == (len(act_bits) > 1)
+    assert "with the smallest widths that the search left to choose from it is still" in found.stderr
 
 
 def test_a_search_that_is_solved_for_its_own_bits_gives_its_own_policy(

@@ -1,6 +1,7 @@
 """`policy solve --indicators`: a policy from learned indicators and limits alone, through the command line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,72 @@ def test_widths_that_are_left_out_are_named(solve: Callable[..., Result], offer:
     assert f"{name}: 2-bit weights are not offered: their indicator 0.1 is below 0.2, that of 3 bits." in text
 
 
+def risen(offer: Offer) -> Indicators:
+    """Indicators that exclude 2 and 3 bits of all weights: a floor that is not the network's."""
+    indicators = made(offer)
+    return Indicators({name: {2: 0.1, 3: 0.2, 4: 0.3} for name in indicators.weights}, indicators.acts)
+
+
+def test_excluded_widths_come_back_for_a_budget_that_needs_them_and_that_is_said(
+    solve: Callable[..., Result], offer: Offer
+) -> None:
+    Path("odd.json").write_text(risen(offer).to_json())
+    limit = 1.02 * offer.work.bops_g(offer.choices.smallest)
+    assert limit < offer.work.bops_g(risen(offer).choices(offer.choices).smallest)
+    text = solve("--indicators", "odd.json", *ON, "--bops-g", repr(limit), "-o", "p.json").output
+    assert offer.work.bops_g(PolicyRecord.load(Path("p.json")).policy) <= limit
+    excluded = {one.what for one in risen(offer).excluded(offer.choices)}
+    back = {line.split(" are on offer")[0] for line in text.splitlines() if "excluded: no policy keeps" in line}
+    left_out = {line.split(" are not offered")[0] for line in text.splitlines() if "are not offered: their" in line}
+    assert (back | left_out, back & left_out) == (excluded, set())
+    assert back
+    assert left_out
+
+
+def test_a_floor_is_the_networks_own_and_what_is_excluded_is_said_before_an_error(
+    solve: Callable[..., Result], offer: Offer
+) -> None:
+    Path("odd.json").write_text(risen(offer).to_json())
+    floor = offer.work.bops_g(offer.choices.smallest)
+    found = solve("--indicators", "odd.json", *ON, "--bops-g", repr(floor / 2), status=2)
+    told = re.search(r"with the smallest widths that are offered it is still ([\d.]+); give at least", found.stderr)
+    assert told
+    assert floor <= float(told[1]) <= 1.001 * floor
+    assert "although excluded" not in found.stdout
+    name = next(iter(offer.choices.weights))
+    odd = Indicators({**made(offer).weights, name: {2: 0.3, 3: 0.1, 4: 0.2}}, made(offer).acts)
+    Path("odd.json").write_text(odd.to_json())
+    found = solve("--indicators", "odd.json", *ON, "--bops-g", repr(floor / 2), status=2)
+    assert f"{name}: 3-bit weights are not offered: their indicator 0.1 is below 0.2, that of 4 bits." in found.stdout
+
+
+def test_layers_can_be_pinned_and_then_need_no_indicators(solve: Callable[..., Result], offer: Offer) -> None:
+    indicators = made(offer)
+    name = "layer2.0.conv2"
+    values = {layer: of for layer, of in indicators.weights.items() if layer != name}
+    Path("less.json").write_text(Indicators(values, values).to_json())
+    missing = solve("--indicators", "less.json", *ON, "--compression", "50", status=2).stderr
+    assert "weight has no layer 'layer2.0.conv2'" in missing
+    assert "pin it" in missing
+    pinned = (*ON, "--pin", "layer2.*.conv2=6", "--pin", "layer1.0.conv2=5")
+    solve("--indicators", "less.json", *pinned, "--compression", "50", "-o", "p.json")
+    record = PolicyRecord.load(Path("p.json"))
+    assert (record.policy.bits[name], record.policy.bits["layer1.0.conv2"]) == (_bits(6), _bits(5))
+    assert record.settings["pinned"] == {"layer2.*.conv2": 6, "layer1.0.conv2": 5}
+
+
+def test_the_count_that_limits_are_kept_in_is_told_to_all(solve: Callable[..., Result], offer: Offer) -> None:
+    arguments = ("--indicators", "i.json", *ON, "--points", "3", "--macs", "limpq")
+    found = json.loads(solve(*arguments, "--json").stdout)
+    counted = [one["counted"]["bops_g"] for one in found]
+    assert counted[0] == offer.limpq_work.bops_g(offer.choices.smallest)
+    assert all(of >= one["costs"]["bops_g"] for of, one in zip(counted, found, strict=True))
+    told = f"Counted as LIMPQ does, sizes not rounded down: {counted[0]:.4g} to {counted[-1]:.4g} G BOPs."
+    assert told in solve(*arguments).output
+    plain = json.loads(solve(*arguments[:-2], "--json").stdout)
+    assert all("counted" not in one for one in plain)
+
+
 def test_a_ratio_of_weights_has_stem_and_head_in_it(solve: Callable[..., Result], offer: Offer) -> None:
     options = (*ON, "--stem-bits", "8", "--head-bits", "8")
     found = json.loads(solve("--indicators", "i.json", *options, "--weight-compression", "10", "--json").stdout)[0]
@@ -169,6 +236,9 @@ def test_what_is_given_up_is_told_in_nats_for_supernets_alone() -> None:
         (("--indicators", "i.json", *ON[:-1], "2;3", "--bops-g", "1"), "--bits is '2;3'; give whole numbers between"),
         (("--indicators", "i.json", *ON[:-1], "2,9", "--bops-g", "1"), "give different widths from 1 to 8 bits"),
         (("--indicators", "i.json", *ON[:-1], "2,3,5", "--bops-g", "1"), "i.json: indicators: weight."),
+        (("s/1", "--pin", "fc=8", "--bops-g", "1"), "go with --indicators; a trial has its own"),
+        (("--indicators", "i.json", *ON, "--pin", "fc", "--bops-g", "1"), "--pin 'fc' pins nothing; give PATTERN=BITS"),
+        (("--indicators", "i.json", *ON, "--pin", "layer1*=1", "--bops-g", "1"), "'layer1*' is 1; give 2 to 16 bits"),
         (("--indicators", "i.json", *ON, "--alpha", "0", "--bops-g", "1"), "--alpha is 0; give a positive, finite"),
         (("--indicators", "i.json", *ON, "--stem-bits", "1", "--bops-g", "1"), "network.stem_bits is 1; give 2 to 16"),
         (("--indicators", "none.json", *ON, "--bops-g", "1"), "none.json: no such file"),
