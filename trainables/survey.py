@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import assert_never
+from itertools import pairwise
+from typing import NamedTuple, assert_never
 
 import torch
 
@@ -27,6 +29,7 @@ from trainables.method_config import (
     MpqcoConfig,
     RandomConfig,
     Resolution,
+    SensitivityConfig,
     SupernetConfig,
     UniformConfig,
     WidthsConfig,
@@ -39,13 +42,12 @@ from trainables.report import EpochReport, Stage
 from trainables.supernet import Roles
 from trainables.survey_finetune import time_finetune
 from trainables.survey_report import Reach, StepTimes, Survey
-from trainables.timing import STANDING_STILL, Clock, as_in_a_trial, sampled
+from trainables.timing import STANDING_STILL, TIMED_STEPS, Clock, as_in_a_trial, noted, sampled
 
-TIMED_PASSES = 4
-"""Of a search over a few images; what it does once is shared among them."""
+TIMED_PASSES = TIMED_STEPS + 1
+"""Of a search over a few images. What is done once comes after the last, which is not timed."""
 TIMED_PROBES = 4
-"""Of a Hessian; of a single pass."""
-
+"""Of a Hessian in a pass; the difference to a single one is timed."""
 TIMED_EVALUATIONS = 2
 """Of a black-box search; the second has nothing to load any more."""
 
@@ -172,7 +174,7 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
         train_reference(short, samples, alone, _quiet, Checkpoint(None, alone))
         clocks["reference"].end()
         bench = untrained_bench(short, data, alone)
-        choices, search_s = _timed_search(bench, data, short, clocks["search"], loaders=config.data.loader_workers)
+        choices, search_s = _timed_search(bench, data, config, short, clocks["search"])
         policy = allocate(choices, bench.costs, config.budget)
         time_finetune(bench, policy, clocks["finetune"])
     loaders = config.data.loader_workers
@@ -187,17 +189,70 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
 
 
 def _timed_search(
-    bench: Bench, data: DataSplits, short: TrialConfig, clock: Clock, *, loaders: int
+    bench: Bench, data: DataSplits, config: TrialConfig, short: TrialConfig, clock: Clock
 ) -> tuple[Choices, float]:
-    """What a short search ends with, and seconds of a step."""
-    method, began = short.method, clock.now_s()
-    if isinstance(method, SupernetConfig | LimpqConfig):
-        data = sampled(data, method.batch_size, short.evaluation.batch_size, clock)
+    """What a short search ends with, and seconds of a step of the whole one."""
+    match short.method:
+        case SupernetConfig(batch_size=batch_size) | LimpqConfig(batch_size=batch_size):
+            data = sampled(data, batch_size, short.evaluation.batch_size, clock)
+            choices = methods.search(replace(bench, data=data), short, _quiet)
+            clock.end()
+            return choices, clock.seconds("training", config.data.loader_workers)
+        case MpqcoConfig() | HawqConfig():
+            choices, whole_s = _timed_sums(bench, config.method, short, clock)
+            return choices, whole_s / _search_steps(config.method, data)
+        case _:
+            began = clock.now_s()
+            choices = methods.search(bench, short, _quiet)
+            return choices, (clock.now_s() - began) / _search_steps(short.method, data)
+
+
+def _timed_sums(bench: Bench, method: MethodConfig, short: TrialConfig, clock: Clock) -> tuple[Choices, float]:
+    """What a short search over a few images ends with, and seconds of the whole one, `method`'s.
+
+    Its passes, each with its probes, and those that try activation widths are as many as the images are; what else it
+    does is done once.
+    """
+    few, many = short.method, method
+    assert isinstance(few, SensitivityConfig)
+    assert isinstance(many, SensitivityConfig)
+    one = replace(few, probes=1) if isinstance(few, HawqConfig) else few
+    timed = _searched(bench, replace(short, method=one), clock)
+    pass_s = timed.pass_s
+    if isinstance(few, HawqConfig) and isinstance(many, HawqConfig) and few.probes > 1:
+        more_s = _searched(bench, short, clock).pass_s
+        pass_s += (many.probes - 1) * max(0.0, more_s - pass_s) / (few.probes - 1)
+    once_s = max(0.0, timed.whole_s - TIMED_PASSES * (timed.pass_s + timed.trials_s))
+    return timed.choices, once_s + many.passes * (pass_s + timed.trials_s)
+
+
+class _TimedSums(NamedTuple):
+    """A search over TIMED_PASSES batches."""
+
+    choices: Choices
+    whole_s: float
+    pass_s: float
+    """Of a pass, the median."""
+    trials_s: float
+    """Of a batch in all the passes that try activation widths."""
+
+
+def _searched(bench: Bench, short: TrialConfig, clock: Clock) -> _TimedSums:
+    assert isinstance(short.method, SensitivityConfig)
+    own = Clock(clock.device)
+    began = own.now_s()
+    data = replace(bench.data, train=noted(bench.data.train, short.method.images, own))
     choices = methods.search(replace(bench, data=data), short, _quiet)
-    clock.end()
-    if isinstance(method, SupernetConfig | LimpqConfig):
-        return choices, clock.seconds("training", loaders)
-    return choices, (clock.now_s() - began) / _search_steps(method, data)
+    own.end()
+    asked = [note.asked_s for note in own.notes]
+    seconds = [following - at for at, following in pairwise(asked)]
+    tries = (len(seconds) - TIMED_PASSES) // TIMED_PASSES
+    return _TimedSums(
+        choices=choices,
+        whole_s=asked[-1] - began,
+        pass_s=statistics.median(seconds[: TIMED_PASSES - 1]),
+        trials_s=tries * statistics.median(seconds[-TIMED_STEPS:]),
+    )
 
 
 def _shortened(config: TrialConfig, validation_images: int, workers: int) -> TrialConfig:
@@ -228,10 +283,10 @@ def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
             return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL)
         case MpqcoConfig():
             size = max(1, method.batch_size // workers)
-            return replace(method, batch_size=size, images=min(method.images, TIMED_PASSES * size))
+            return replace(method, batch_size=size, images=TIMED_PASSES * size)
         case HawqConfig():
             size, probes = max(1, method.batch_size // workers), min(method.probes, TIMED_PROBES)
-            return replace(method, batch_size=size, images=min(method.images, size), probes=probes)
+            return replace(method, batch_size=size, images=TIMED_PASSES * size, probes=probes)
         case BlackboxConfig():
             size, images = max(1, method.batch_size // workers), max(1, method.images // workers)
             return replace(method, evaluations=TIMED_EVALUATIONS, batch_size=size, images=images)

@@ -112,6 +112,11 @@ class _Sample:
         return made
 
 
+def noted(images: ImageSet, count: int, clock: Clock) -> ImageSet:
+    """At least `count` images, whose batches `clock` notes."""
+    return _Sample(images, max(count, len(images)), clock, ("",))
+
+
 def sampled(
     data: DataSplits,
     batch_size: int,

@@ -1,6 +1,7 @@
 """MPQCO and HAWQ from end to end on digits: a function of the settings, whatever computes them."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from trainables.quantizers.layers import calibrate
 from trainables.quantizers.rounding import rounded
 from trainables.reference import Bench, load_bench
 from trainables.supernet import deploy
+from trainables.timing import as_in_a_trial
 
 MPQCO = MpqcoConfig(weight_bits=(2, 3, 5), act_bits=(3, 4), images=40, batch_size=16)
 HAWQ = HawqConfig(weight_bits=(2, 3, 5), act_bits=(3, 4), images=40, batch_size=16, probes=3, solver="greedy")
@@ -205,3 +207,23 @@ def test_steps_of_a_search_are_its_passes_and_are_timed(method: MpqcoConfig | Ha
     assert survey(config).search_steps == 3 * (1 if isinstance(method, MpqcoConfig) else 3)
     (found,) = times([config], threads=1, workers=1)
     assert 0 < found.search_s < 30
+
+
+@pytest.mark.parametrize(
+    "method",
+    [replace(MPQCO, images=192, act_bits=(2, 3)), replace(HAWQ, images=64, probes=12, act_bits=(2, 3, 4, 5, 6))],
+    ids=["mpqco", "hawq"],
+)
+def test_what_a_search_does_once_is_counted_once_in_its_hours(store: Path, method: MpqcoConfig | HawqConfig) -> None:
+    """Within a factor of two of the search itself; widths are rounded and networks deployed once, passes are many."""
+    config = replace(TRIAL, method=method)
+    steps, bench, ratios = survey(config).search_steps, bench_of(store, config), []
+    for _ in range(3):
+        (found,) = times([config], threads=1, workers=1)
+        with as_in_a_trial(config.seed, 1, torch.device("cpu")):
+            began = time.perf_counter()
+            methods.search(bench, config, quiet)
+            ratios.append(found.search_s * steps / (time.perf_counter() - began))
+        if 0.5 <= ratios[-1] <= 2:
+            return
+    pytest.fail(f"estimated over measured: {ratios}")
