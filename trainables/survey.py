@@ -34,6 +34,7 @@ from trainables.method_config import (
     UniformConfig,
     WidthsConfig,
 )
+from trainables.methods import drawn
 from trainables.methods.quick_score import parts
 from trainables.methods.sensitivity import check_images
 from trainables.policy import BitPolicy, LayerBits
@@ -69,6 +70,8 @@ def survey(config: TrialConfig, data: DataSplits) -> Survey:
     """Of one trial. On the CPU, so that a machine's GPUs are left to its trials."""
     with torch.random.fork_rng(devices=[]):
         bench = untrained_bench(config, data, Workers(0, 1, torch.device("cpu")))
+    if isinstance(config.method, RandomConfig):
+        drawn.check(bench, config.method, config.budget)
     map_pixels = _map_pixels(bench)
     return Survey(
         searched=bench.roles.searched,

@@ -23,6 +23,8 @@ from trainables.method_config import BpnasConfig, EdmipsConfig, RandomConfig, Un
 from trainables.methods import drawn, edmips, search, uniform
 from trainables.policy import BitPolicy, LayerBits
 from trainables.reference import Bench, untrained_bench
+from trainables.survey import survey
+from trainables.survey_report import check_budget
 
 LIMITS = tuple(field.name for field in dataclasses.fields(BudgetConfig))
 PLAIN = NetworkConfig(name="resnet8")
@@ -170,6 +172,11 @@ def test_random_policies_that_cannot_be_are_told_with_what_to_give(bench: Bench)
         random_policy(bench, BudgetConfig(bops_g=2 * most["bops_g"]))
     with pytest.raises(InfeasibleBudgetError, match=r"budget\.bops_g is .* give at least"):
         random_policy(bench, BudgetConfig(bops_g=0.5 * floor["bops_g"]))
+    loose = BudgetConfig(compression=0.5 * most["compression"])
+    with pytest.raises(
+        ConfigError, match=r"budget\.compression is .*, which leaves .* G BOPs, .*; give BOPs within that"
+    ):
+        random_policy(bench, loose)
     # Nearly all BOPs with the smallest weights: no policy has both.
     both = BudgetConfig(bops_g=0.99 * most["bops_g"], storage_mb=floor["storage_mb"])
     told = r"of 256 random policies .* none keeps budget\.storage_mb as well; allow more of it, or fewer BOPs"
@@ -218,3 +225,22 @@ def test_a_random_policy_needs_a_limit_on_bit_operations() -> None:
     trial = replace(config(PLAIN), method=RandomConfig(), budget=BudgetConfig(bops_g=1.0))
     with pytest.raises(ConfigError, match=r"random chooses bits for a budget, .* give one of bops_g, bops_paper_g"):
         replace(trial, budget=BudgetConfig(storage_mb=1.0))
+
+
+def test_a_budget_that_random_cannot_draw_a_policy_of_is_known_before_anything_is_trained() -> None:
+    """Above the dearest policy; and in a gap, with two widths for the activations alone of few layers."""
+    bench, data = bench_of(PLAIN), load_data(config(PLAIN).data)
+    trial = replace(config(PLAIN), method=RandomConfig(), budget=BudgetConfig(bops_g=midway(bench)))
+    assert survey(trial, data).search_steps == 1
+    with pytest.raises(ConfigError, match=r"budget\.bops_g is .* all cost between .*; give BOPs within that"):
+        survey(replace(trial, budget=BudgetConfig(bops_g=midway(bench, 1.2))), data)
+    network = NetworkConfig(name="resnet8", pinned={"layer[12].*": 4, "layer3.0.conv1": 4, "layer3.*.downsample.*": 4})
+    apart = replace(trial, network=network, method=RandomConfig(weight_bits=(2, 8), act_bits=(8,)))
+    low, high = survey(replace(apart, method=UniformConfig(weight_bits=(2, 8), act_bits=(8,))), data).reach["bops_g"]
+    assert low < 0.9 * high
+    with pytest.raises(ConfigError, match=r"budget\.bops_g is .* those nearest to it cost .*; give the BOPs of one of"):
+        survey(replace(apart, budget=BudgetConfig(bops_g=(low + high) / 2)), data)
+    # What is below the floor is told by `check_budget`, with all limits.
+    below = replace(trial, budget=BudgetConfig(bops_g=0.5 * midway(bench, 0.0)))
+    with pytest.raises(InfeasibleBudgetError, match=r"budget\.bops_g is"):
+        check_budget(below, survey(below, data))
