@@ -33,7 +33,7 @@ from trainables.reference import load_bench
 SEARCH = {"zeta": 0.03, "epochs": 1, "batch_size": 64, "bit_lr": 0.1}
 METHODS: dict[str, MethodConfig] = {
     "mpqco": MpqcoConfig(images=64),
-    "hawq": HawqConfig(images=64, probes=4),
+    "hawq": HawqConfig(images=64, probes=16),
     "limpq": LimpqConfig(epochs=1, batch_size=64),
     "edmips": EdmipsConfig(**SEARCH),
     "gmpq": GmpqConfig(eta=1.0, **SEARCH),
