@@ -209,6 +209,7 @@ def test_steps_of_a_search_are_its_passes_and_are_timed(method: MpqcoConfig | Ha
     assert 0 < found.search_s < 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method",
     [replace(MPQCO, images=192, act_bits=(2, 3)), replace(HAWQ, images=64, probes=12, act_bits=(2, 3, 4, 5, 6))],
