@@ -104,7 +104,7 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    """What a policy may cost. The bits are then the most probable ones that keep every limit, found exactly."""
+    """What a policy may cost. Of the bits that keep every limit those of the highest score are taken, found exactly."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
