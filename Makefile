@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/partition.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/allocation.py
+	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/reference_maps.py
 	$(BIN)/python benchmarks/transfer.py --out benchmarks/transfer
 	$(BIN)/python benchmarks/early_stopping.py
