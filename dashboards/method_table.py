@@ -122,9 +122,14 @@ def trials_words(row: MethodRow) -> str:
 
 def baseline_values(group: Group, shown: Sequence[Column]) -> list[float | None]:
     """Of full precision, in the columns that are shown."""
-    full = group.full
-    known = {"storage_mb": full.storage_mb, "bops_g": full.bops_g, "bops_paper_g": full.bops_g, "top1": full.top1}
+    known = _full_precision(group)
     return [known.get(column.key) for column in shown]
+
+
+def _full_precision(group: Group) -> dict[str, float | None]:
+    """What is known of it, as policies have it; both ways of counting BOPs give the same."""
+    full = group.full
+    return {"storage_mb": full.storage_mb, "bops_g": full.bops_g, "bops_paper_g": full.bops_g, "top1": full.top1}
 
 
 def baseline_texts(group: Group, shown: Sequence[Column]) -> list[str]:
@@ -273,9 +278,7 @@ def as_csv(table: MethodTable) -> str:
     writer.writerow(["network", "data", *others, *facts, *heads])
     for group in table.groups:
         place = [group.network, group.data, *(group.others.get(name, "") for name in others)]
-        bops_g = group.full.bops_g
-        # In full precision both ways of counting give the same.
-        full = {"top1": group.full.top1, "bops_g": bops_g, "bops_paper_g": bops_g, "storage_mb": group.full.storage_mb}
+        full = _full_precision(group)
         known = ["" if (value := full.get(name)) is None else value for name in heads]
         writer.writerow([*place, "baseline", "", "", "", "", "", *known])
         for row in group.rows:

@@ -278,18 +278,17 @@ def check_epochs(
     """Early stopping needs a rung before the shortest trial's end."""
     if config.name == "none":
         return
-    epochs = sum(
-        min(int(value) for _, values in possible(place, key, trial, fixed, space) for value in values)
-        for place in STAGES
-        if (key := _length_of(trial, place))
-    )
+    epochs = sum(min(found) for found in stage_epochs(trial, fixed, space))
     if config.min_epochs >= epochs:
         message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
         source.add(("early_stopping", "min_epochs"), f"early_stopping.min_epochs {message}; give less")
 
 
-def _length_of(trial: TrialConfig, place: str) -> str:
-    return trial.method.epochs_setting if place == "method" else "epochs"
+def stage_epochs(trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> list[list[int]]:
+    """Of each stage that reports epochs, numbers of them that stand for all that it may have."""
+    stages = (("method", trial.method.epochs_setting), ("finetune", "epochs"))
+    ranges = [possible(place, key, trial, fixed, space) for place, key in stages if key]
+    return [[int(value) for _, values in found for value in values] for found in ranges]
 
 
 def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:

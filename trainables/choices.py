@@ -97,6 +97,14 @@ class Choices:
             {group: min(scores.widths) for group, scores in self.acts.items()},
         )
 
+    @property
+    def largest(self) -> BitPolicy:
+        """The largest widths: no policy of these choices costs more, in any cost."""
+        return self.policy(
+            {name: max(scores.widths) for name, scores in self.weights.items()},
+            {group: max(scores.widths) for group, scores in self.acts.items()},
+        )
+
     def policy(self, weight_bits: Mapping[str, int], act_bits: Mapping[str, int]) -> BitPolicy:
         """The policy of the searched layers' weight bits and the groups' activation bits."""
         bits = {name: LayerBits(b, b) for name, b in self.pinned.items()}

@@ -110,11 +110,7 @@ def _window(choices: Choices, costs: CostModel, bops_g: float) -> _Window:
         high=most,
         unsearched=costs.unsearched({layer: LayerBits(b, b) for layer, b in choices.pinned.items()}).bops,
     )
-    largest = choices.policy(
-        {name: max(scores.widths) for name, scores in choices.weights.items()},
-        {group: max(scores.widths) for group, scores in choices.acts.items()},
-    )
-    floor, ceiling = (costs.counts(policy).bops for policy in (choices.smallest, largest))
+    floor, ceiling = (costs.counts(policy).bops for policy in (choices.smallest, choices.largest))
     if not (floor <= window.high and window.low <= ceiling):
         raise ConfigError(
             f"no policy of these widths costs {100 * WINDOW:g} to 100 % of {bops_g:g} G BOPs: all cost between "

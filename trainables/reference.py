@@ -17,7 +17,7 @@ from trainables.checkpoint import Checkpoint
 from trainables.config import BenchConfig, ReferenceConfig
 from trainables.counting import measure
 from trainables.data import load_data
-from trainables.data.splits import Batch, DataSplits, loader
+from trainables.data.splits import Batch, DataSplits, ImageSet, loader
 from trainables.distributed import Workers, make_repeatable
 from trainables.errors import ConfigError, StorageError
 from trainables.evaluation import top1
@@ -191,26 +191,32 @@ def _sgd(net: nn.Module, recipe: ReferenceConfig) -> torch.optim.Optimizer:
 def _training_batches(
     config: BenchConfig, data: DataSplits, workers: Workers, *, epoch: int, batch_size: int, seed: int | None = None
 ) -> Batches[Batch]:
-    return loader(
-        data.train,
-        batch_size=batch_size,
-        shuffle=True,
-        seed=config.seed if seed is None else seed,
-        epoch=epoch,
-        rank=workers.rank,
-        world_size=workers.size,
-        workers=config.data.loader_workers,
-    )
+    seed = config.seed if seed is None else seed
+    return shares(data.train, config, workers, batch_size=batch_size, shuffle=True, seed=seed, epoch=epoch)
 
 
 def validation_batches(config: BenchConfig, data: DataSplits, workers: Workers) -> Batches[Batch]:
     """This worker's share of the validation images, in order."""
+    return shares(data.validation, config, workers, batch_size=config.evaluation.batch_size)
+
+
+def shares(
+    images: ImageSet,
+    config: BenchConfig,
+    workers: Workers,
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Batches[Batch]:
+    """This worker's share of each batch of some images; in their order, unless they are shuffled."""
     return loader(
-        data.validation,
-        batch_size=config.evaluation.batch_size,
-        shuffle=False,
-        seed=0,
-        epoch=0,
+        images,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
         rank=workers.rank,
         world_size=workers.size,
         workers=config.data.loader_workers,

@@ -37,7 +37,7 @@ from trainables.method_config import (
 from trainables.methods import drawn
 from trainables.methods.quick_score import parts
 from trainables.methods.sensitivity import check_images
-from trainables.policy import BitPolicy, LayerBits
+from trainables.offer import widths_on_offer
 from trainables.reference import Bench, train_reference, untrained_bench
 from trainables.report import EpochReport, Stage
 from trainables.supernet import Roles
@@ -105,21 +105,9 @@ def _method_pixels(config: TrialConfig, map_pixels: dict[Resolution, int]) -> in
 
 def _reach(costs: CostModel, roles: Roles, config: WidthsConfig, network: str) -> dict[str, Reach]:
     """Every cost grows (compression falls) with every width, so that two policies have both ends."""
-    ends = [
-        costs.of(_uniform(costs, roles, LayerBits(choose(config.weight_bits), choose(config.act_bits)), network))
-        for choose in (min, max)
-    ]
+    choices = widths_on_offer(network, costs, roles, config)
+    ends = [costs.of(policy) for policy in (choices.smallest, choices.largest)]
     return {name: Reach(*sorted((ends[0][name], ends[1][name]))) for name in ends[0]}
-
-
-def _uniform(costs: CostModel, roles: Roles, bits: LayerBits, network: str) -> BitPolicy:
-    """The policy with the same bits in every searched layer whose activation no pinned one fixes."""
-    chosen = {name: LayerBits(b, b) for name, b in roles.pinned.items()}
-    for group, members in roles.groups.items():
-        chosen |= dict.fromkeys(members, LayerBits(bits.weight, roles.fixed_acts.get(group, bits.act)))
-    return BitPolicy(
-        network=network, bits={name: chosen[name] for name in costs.layers}, pinned=frozenset(roles.pinned)
-    )
 
 
 def _steps_per_epoch(config: TrialConfig, data: DataSplits) -> dict[Stage, int]:

@@ -20,7 +20,7 @@ from service.orchestrate.worker import now_ms
 from service.records import SweepStore
 from service.spec import SweepSpec
 from service.tracking import first_line
-from service.varied import possible
+from service.varied import stage_epochs
 
 
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
@@ -113,9 +113,5 @@ def _last_error(trial: Trial) -> BaseException:
 
 def longest_trial(spec: SweepSpec) -> int:
     """Epochs of search and finetune together, of the longest trial that the space allows."""
-    longest = 0
-    for config in spec.example_configs():
-        stages = (("method", config.method.epochs_setting), ("finetune", "epochs"))
-        found = [possible(place, key, config, spec.fixed, spec.space) for place, key in stages if key]
-        longest = max(longest, sum(max(int(v) for _, values in values_of for v in values) for values_of in found))
-    return longest
+    configs = spec.example_configs()
+    return max(sum(max(found) for found in stage_epochs(config, spec.fixed, spec.space)) for config in configs)

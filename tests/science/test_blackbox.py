@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy
 
+from tests.science.reports import Reports
 from tests.science.test_random_policy import COSTS, all_policies, small_choices
 from trainables.allocate import allocate
 from trainables.checkpoint import Checkpoint
@@ -35,7 +36,6 @@ from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
 from trainables.random_policy import random_policies
 from trainables.reference import Bench, ensure_reference, untrained_bench
-from trainables.report import EpochReport
 from trainables.supernet import deploy
 from trainables.survey import survey
 from trainables.trial import run_trial
@@ -180,19 +180,6 @@ def bench_of(workers: Workers | None = None, *, checkpoint: Path | None = None) 
     bench = untrained_bench(TRIAL, load_data(TRIAL.data), workers)
     make_repeatable(TRIAL.seed)
     return replace(bench, checkpoint=Checkpoint(checkpoint, workers))
-
-
-class Reports:
-    """Keeps what is reported; raises after some of it."""
-
-    def __init__(self, survive: int = 100) -> None:
-        self.survive = survive
-        self.seen: list[EpochReport] = []
-
-    def __call__(self, epoch: EpochReport) -> None:
-        self.seen.append(epoch)
-        if len(self.seen) > self.survive:
-            raise KeyboardInterrupt
 
 
 def test_every_evaluation_is_reported_keeps_the_budget_and_the_best_is_what_comes_out(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.science.reports import Reports
 from trainables import trial
-from trainables.api import EpochReport, TrialResult, allocate, ensure_reference, run_trial, survey
+from trainables.api import TrialResult, allocate, ensure_reference, run_trial, survey
 from trainables.choices import Choices
 from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import InfeasibleBudgetError
@@ -24,19 +25,6 @@ FREE = TrialConfig(
     method=GmpqConfig(zeta=0.0, eta=0.0, epochs=2, batch_size=64, bit_lr=0.3),
     finetune=FinetuneConfig(epochs=1, batch_size=128),
 )
-
-
-class Reports:
-    """Keeps what is reported; raises after some of it."""
-
-    def __init__(self, survive: int = 100) -> None:
-        self.survive = survive
-        self.seen: list[EpochReport] = []
-
-    def __call__(self, epoch: EpochReport) -> None:
-        self.seen.append(epoch)
-        if len(self.seen) > self.survive:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

@@ -24,17 +24,14 @@ def offered(bench: Bench, config: WidthsConfig) -> Choices:
 
 def only(choices: Choices, *, weight_bits: int, act_bits: int) -> Choices:
     """The same with one width for all weights, and one for all activations that have more to choose from."""
-    return Choices(
-        network=choices.network,
-        layers=choices.layers,
-        weights={name: Scores((weight_bits,), (0.0,)) for name in choices.weights},
-        acts={
-            group: scores if len(scores.widths) == 1 else Scores((act_bits,), (0.0,))
-            for group, scores in choices.acts.items()
-        },
-        group_of=choices.group_of,
-        pinned=choices.pinned,
-    )
+    weights = {name: Scores((weight_bits,), (0.0,)) for name in choices.weights}
+    return with_act_width(replace(choices, weights=weights), act_bits)
+
+
+def with_act_width(choices: Choices, width: int) -> Choices:
+    """The same with one width for all activations that have more than one to choose from."""
+    one = Scores((width,), (0.0,))
+    return replace(choices, acts={g: s if len(s.widths) == 1 else one for g, s in choices.acts.items()})
 
 
 def fixed(choices: Choices, policy: BitPolicy) -> Choices:

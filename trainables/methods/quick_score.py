@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainables.data.splits import Batch, ChosenImages, ImageSet, loader, stratified
+from trainables.data.splits import Batch, ChosenImages, ImageSet, stratified
 from trainables.distributed import Workers
 from trainables.errors import ConfigError
 from trainables.method_config import BlackboxConfig
 from trainables.policy import BitPolicy
 from trainables.quantizers.layers import calibrate
-from trainables.reference import CALIBRATION_IMAGES, Bench
+from trainables.reference import CALIBRATION_IMAGES, Bench, shares
 from trainables.stepping import Batches, Step, TrainingPlan
 from trainables.supernet import deploy
 
@@ -96,30 +96,11 @@ class QuickScore:
 
     def _batches(self, epoch: int, workers: Workers) -> Batches[Batch]:
         """Training batches of an epoch."""
-        config = self._bench.config
-        return loader(
-            self._tuned,
-            batch_size=self._config.batch_size,
-            shuffle=True,
-            seed=config.seed,
-            epoch=epoch,
-            rank=workers.rank,
-            world_size=workers.size,
-            workers=config.data.loader_workers,
-        )
+        config, size = self._bench.config, self._config.batch_size
+        return shares(self._tuned, config, workers, batch_size=size, shuffle=True, seed=config.seed, epoch=epoch)
 
     def _held_out_batches(self) -> Batches[Batch]:
-        workers = self._bench.workers
-        return loader(
-            self._held_out,
-            batch_size=self._config.batch_size,
-            shuffle=False,
-            seed=0,
-            epoch=0,
-            rank=workers.rank,
-            world_size=workers.size,
-            workers=self._bench.config.data.loader_workers,
-        )
+        return shares(self._held_out, self._bench.config, self._bench.workers, batch_size=self._config.batch_size)
 
     @torch.no_grad()
     def _scored(self, net: nn.Module) -> float:

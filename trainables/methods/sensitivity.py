@@ -19,15 +19,15 @@ from trainables.allocate import allocate
 from trainables.checkpoint import Position
 from trainables.choices import Choices, Scores
 from trainables.config import BudgetConfig
-from trainables.data.splits import Batch, ChosenImages, ImageSet, loader
+from trainables.data.splits import Batch, ChosenImages, ImageSet
 from trainables.distributed import Workers
 from trainables.errors import ConfigError, DivergedError
 from trainables.greedy import allocate_greedily
 from trainables.method_config import SensitivityConfig
-from trainables.methods.offered import offered
+from trainables.methods.offered import offered, with_act_width
 from trainables.quantizers.layers import calibrate
 from trainables.quantizers.rounding import rounded
-from trainables.reference import Bench
+from trainables.reference import Bench, shares
 from trainables.supernet import deploy
 
 
@@ -59,16 +59,7 @@ class Passes:
     def after(self, passes: int) -> Iterator[Batch | None]:
         """Those that follow the first `passes`; None where the last has too few images for every worker."""
         workers = self._bench.workers
-        batches = loader(
-            self._images,
-            batch_size=self._config.batch_size,
-            shuffle=False,
-            seed=0,
-            epoch=0,
-            rank=workers.rank,
-            world_size=workers.size,
-            workers=self._bench.config.data.loader_workers,
-        ).after(passes)
+        batches = shares(self._images, self._bench.config, workers, batch_size=self._config.batch_size).after(passes)
         for _ in range(passes, len(self)):
             batch = next(batches, None)
             yield batch and batch.to(workers.device)
@@ -156,9 +147,3 @@ def choices_of(
         return passes.loss(net)
 
     return min(within, key=loss)
-
-
-def with_act_width(choices: Choices, width: int) -> Choices:
-    """The same with one width for all activations that have more than one to choose from."""
-    one = Scores((width,), (0.0,))
-    return replace(choices, acts={g: s if len(s.widths) == 1 else one for g, s in choices.acts.items()})
