@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
+
+ATTEMPTS = 10
+"""At registering what another process registers in this moment."""
 
 VERSIONS_TAG = "mlflow.modelVersions"
 """Of a logged model: the versions that were made of it. A server writes it, the embedded database does not."""
@@ -110,17 +115,16 @@ class Registry:
             self._ensure_model(model)
             return [self._register(by_id[one], contents[one], model, aliases, runs) for one in order]
 
-        try:
+        for attempt in range(ATTEMPTS):
             try:
                 return make()
             except refusals as error:
                 if not _is_taken(error):
-                    raise
-                # Another process has made the same in this moment: it is found now.
-                return make()
-        except refusals as error:
-            again = "; another process registers the same: run it again" if _is_taken(error) else ""
-            raise TrackingError(f"{refusal(self.uri, error)}{again}") from None
+                    raise refusal(self.uri, error) from None
+                refused = error
+            # Another process makes the same step by step: what it has made is found the next time.
+            time.sleep(random.uniform(0, 0.1 * (attempt + 1)))
+        raise TrackingError(f"{refusal(self.uri, refused)}; another process registers the same: run it again")
 
     def _finders(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
         """All trials of the sweep that found one of these trials' policies."""
