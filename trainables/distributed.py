@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -31,7 +32,15 @@ class Workers:
         """`net` with gradients averaged over the workers; itself where there is one."""
         if self.size == 1:
             return net
-        return DistributedDataParallel(net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        # Gradients lie in the buckets that are sent, and need no way back.
+        model = DistributedDataParallel(
+            net,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+        # All have rank 0's buffers from now on. What training only writes is shared when it is read (`share_buffers`).
+        model.broadcast_buffers = not _only_running_statistics(net)
+        return model
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of `values` over the workers, on each."""
@@ -62,6 +71,16 @@ class Workers:
         content: list[dict[str, float]] = [values]
         dist.broadcast_object_list(content, src=0, device=self.device)
         return content[0]
+
+
+def _only_running_statistics(net: nn.Module) -> bool:
+    """Whether no buffer that is kept has a part in a step: batch normalisation trains by the batch's own statistics."""
+    kept = net.state_dict().keys()
+    return all(
+        isinstance(module, _NormBase) or f"{name}.{buffer}".lstrip(".") not in kept
+        for name, module in net.named_modules()
+        for buffer, _ in module.named_buffers(recurse=False)
+    )
 
 
 def make_repeatable(seed: int) -> None:
