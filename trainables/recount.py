@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from trainables.bops import FULL_BITS, Counts
 from trainables.counting import measure
+from trainables.quantizers.grid import Grid
 from trainables.quantizers.layers import quant_layers
-from trainables.quantizers.staircase import Grid
 
 
 def recount(deployed: nn.Module, images: Tensor, *, searched: Container[str]) -> Counts:

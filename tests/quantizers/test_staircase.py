@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainables.quantizers.grid import Grid
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
-from trainables.quantizers.staircase import Grid, staircase
+from trainables.quantizers.staircase import staircase
 
 BITS = (2, 3, 4)
 

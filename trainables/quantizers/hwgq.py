@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.quantizers.affine import AffineGrid
-from trainables.quantizers.staircase import Grid, staircase
+from trainables.quantizers.grid import Grid
+from trainables.quantizers.staircase import deviation, staircase
 
 
 def _density(x: float) -> float:
@@ -76,7 +77,7 @@ class HwgqWeights(nn.Module):
         return grid.affine(float(self._steps(weight)))
 
     def _steps(self, weight: Tensor) -> Tensor:
-        return self.unit * weight.detach().std(correction=0).clamp_min(1e-12)
+        return self.unit * deviation(weight).clamp_min(1e-12)
 
 
 class HwgqActivations(nn.Module):

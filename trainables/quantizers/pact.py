@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
-from trainables.quantizers.staircase import Grid, staircase
+from trainables.quantizers.grid import Grid
+from trainables.quantizers.staircase import staircase
 
 CLIP_START = 6.0
 
