@@ -23,6 +23,7 @@ from trainables.quantizers.daq import DaqActivations, DaqWeights
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
 from trainables.quantizers.lsq import LsqActivations, LsqWeights
 from trainables.quantizers.pact import PactActivations, PactWeights
+from trainables.quantizers.recomputed import recomputed
 
 WeightQuantizer = PactWeights | HwgqWeights | LsqWeights | DaqWeights
 ActQuantizer = PactActivations | HwgqActivations | LsqActivations | DaqActivations
@@ -55,13 +56,20 @@ class BitMixture(nn.Module):
         self.register_buffer("certain", torch.ones(1), persistent=False)
         self.certain: Tensor
         self.calibrating = False
+        self.weight_share: Tensor | None = None
+        """π_w where it has been computed already, with those of other layers (`Supernet.probabilities_at_once`)."""
+        self.act_share: Tensor | None = None
 
     def weight_probs(self) -> Tensor:
         """π_w [n_w]."""
+        if self.weight_share is not None:
+            return self.weight_share
         return self.certain if self.weight_logits is None else self.weight_logits.softmax(0)
 
     def act_probs(self) -> Tensor:
         """π_a [n_a]."""
+        if self.act_share is not None:
+            return self.act_share
         return self.certain if self.act_logits is None else self.act_logits.softmax(0)
 
     def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +105,8 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
         if self.mixture.calibrating:
             self.mixture.calibrate(input, self.weight, lambda x, weight: self._conv_forward(x, weight, None))
-        x, weight = self.mixture(input, self.weight)
-        return self._conv_forward(x, weight, self.bias)
+        with recomputed(*self.mixture(input, self.weight)) as (x, weight):
+            return self._conv_forward(x, weight, self.bias)
 
 
 class QuantLinear(nn.Linear):
@@ -109,8 +117,8 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the parent's name)
         if self.mixture.calibrating:
             self.mixture.calibrate(input, self.weight, F.linear)
-        x, weight = self.mixture(input, self.weight)
-        return F.linear(x, weight, self.bias)
+        with recomputed(*self.mixture(input, self.weight)) as (x, weight):
+            return F.linear(x, weight, self.bias)
 
 
 QuantLayer = QuantConv2d | QuantLinear

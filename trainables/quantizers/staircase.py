@@ -27,15 +27,15 @@ from trainables.quantizers import piecewise
 from trainables.quantizers.grid import Asked, Grid
 
 
-class Staircase(torch.autograd.Function):
-    """The mixture as a node of autograd's graph, which can compute its result again from what it saved."""
+class _Staircase(torch.autograd.Function):
+    """The mixture as a node of autograd's graph; `recomputed` lets it compute its result again from what it saved."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, probs: Tensor, steps: Tensor, clip: Tensor | None, grids: tuple[Grid, ...]
     ) -> Tensor:
         ctx.save_for_backward(x, probs, steps, clip)
-        ctx.grids = grids
+        ctx.grids, ctx.again = grids, _mixed_again
         return _mixed(x, probs, steps, grids)
 
     @staticmethod
@@ -62,11 +62,10 @@ class Staircase(torch.autograd.Function):
         )
 
 
-def mixed_again(node: Any) -> Tensor:
-    """What the `Staircase` of this node gave, bit for bit; raises RuntimeError where its inputs have changed since."""
-    x, probs, steps, _ = node.saved_tensors
-    with torch.no_grad():
-        return _mixed(x, probs, steps, node.grids)
+def _mixed_again(ctx: Any) -> Tensor:
+    """What this node gave; raises RuntimeError where its inputs have changed since."""
+    x, probs, steps, _ = ctx.saved_tensors
+    return _mixed(x, probs, steps, ctx.grids)
 
 
 def _mixed(x: Tensor, probs: Tensor, steps: Tensor, grids: tuple[Grid, ...]) -> Tensor:
@@ -121,7 +120,7 @@ def staircase(
         clip: scalar α that all grids end at (hi_j·s_j = α). Then ∂y/∂α = 1[x > α] (−1 below −α), and nothing passes
             to x outside of (0, α), or (−α, α) where codes are signed.
     """
-    result: Tensor = Staircase.apply(_dense(x), probs, steps, clip, grids)
+    result: Tensor = _Staircase.apply(_dense(x), probs, steps, clip, grids)
     return result
 
 
