@@ -23,12 +23,12 @@ Sums = NDArray[np.float64]
 EVERYWHERE, POSITIVE_RANGE, SIGNED_RANGE, WINDOWS = 0, 1, 2, 3
 """Where gradients pass to x: everywhere, in (0, α], in [−α, α], in each width's window with its probability."""
 
-_BLOCK = 1024
+BLOCK = 1024
 """Elements: 4 KiB each of x, y and gradients."""
-_FLOAT, _FLOATS, _TABLE, _SUMS = types.float32, types.float32[::1], types.float32[:, ::1], types.float64[::1]
+FLOAT, FLOATS, TABLE, SUMS = types.float32, types.float32[::1], types.float32[:, ::1], types.float64[::1]
 
 
-def _compiled(signature: Any, **options: Any) -> Decorator:
+def compiled(signature: Any, **options: Any) -> Decorator:
     """For one signature, kept on disk; compiled in each process where no folder for that can be written."""
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -49,16 +49,16 @@ def _fused_multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
-    return _FLOAT(_FLOAT, _FLOAT, _FLOAT), generate
+    return FLOAT(FLOAT, FLOAT, FLOAT), generate
 
 
 _inner: Decorator = numba.njit(nogil=True)
-_sum: Decorator = numba.njit(nogil=True, fastmath={"reassoc"})
+summing: Decorator = numba.njit(nogil=True, fastmath={"reassoc"})
 """Additions may be regrouped, so that a processor adds several numbers at once; nothing else is relaxed."""
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _code(x: Any, inverse: Any, lo: Any, hi: Any, offset: Any) -> Any:
+def code_of(x: Any, inverse: Any, lo: Any, hi: Any, offset: Any) -> Any:
     """code + offset of one number; `inverse` is 1/s."""
     code = np.rint(x * inverse - offset)
     # Both comparisons are false for NaN.
@@ -72,38 +72,38 @@ def _add_width(x: Any, y: Any, inverse: Any, weight: Any, lo: Any, hi: Any, offs
     """y += weight·(code + offset)."""
     if half_wave:
         for i in range(x.size):
-            code = _code(x[i], inverse, lo, hi, offset) * np.float32(x[i] > 0)
+            code = code_of(x[i], inverse, lo, hi, offset) * np.float32(x[i] > 0)
             y[i] = _fused_multiply_add(code, weight, y[i])
     else:
         for i in range(x.size):
-            y[i] = _fused_multiply_add(_code(x[i], inverse, lo, hi, offset), weight, y[i])
+            y[i] = _fused_multiply_add(code_of(x[i], inverse, lo, hi, offset), weight, y[i])
 
 
-@_compiled(types.void(_FLOATS, _FLOATS, _FLOATS, _FLOATS, _TABLE, types.boolean))
+@compiled(types.void(FLOATS, FLOATS, FLOATS, FLOATS, TABLE, types.boolean))
 def mix(x: Floats, y: Floats, probs: Floats, steps: Floats, table: Floats, half_wave: bool) -> None:
     """Writes Σ_j π_j·Q_j(x) to `y`. table [n, 3]: lo, hi and offset of each width."""
-    for start in range(0, x.size, _BLOCK):
-        part, mixed = x[start : start + _BLOCK], y[start : start + _BLOCK]
+    for start in range(0, x.size, BLOCK):
+        part, mixed = x[start : start + BLOCK], y[start : start + BLOCK]
         mixed[:] = 0
         for j in range(steps.size):
             inverse, weight = np.float32(1) / steps[j], probs[j] * steps[j]
             _add_width(part, mixed, inverse, weight, table[j, 0], table[j, 1], table[j, 2], half_wave)
 
 
-@_sum
+@summing
 def _dot(x: Any, grad: Any, inverse: Any, lo: Any, hi: Any, offset: Any, half_wave: Any) -> Any:
     """⟨code + offset, grad⟩."""
     total = np.float32(0)
     if half_wave:
         for i in range(x.size):
-            total += _code(x[i], inverse, lo, hi, offset) * np.float32(x[i] > 0) * grad[i]
+            total += code_of(x[i], inverse, lo, hi, offset) * np.float32(x[i] > 0) * grad[i]
     else:
         for i in range(x.size):
-            total += _code(x[i], inverse, lo, hi, offset) * grad[i]
+            total += code_of(x[i], inverse, lo, hi, offset) * grad[i]
     return total
 
 
-@_sum
+@summing
 def _beyond(x: Any, grad: Any, clip: Any, signed: Any) -> Any:
     """Σ grad·∂y/∂α: 1 above α, and −1 below −α where codes are signed."""
     low = -clip if signed else -np.float32(np.inf)
@@ -137,10 +137,8 @@ def _pass_windows(x: Any, grad: Any, out: Any, probs: Any, steps: Any, table: An
         out[i] *= grad[i]
 
 
-@_compiled(
-    types.void(
-        _FLOATS, _FLOATS, _FLOATS, _FLOATS, _FLOATS, _TABLE, types.boolean, types.int64, _FLOAT, types.boolean, _SUMS
-    )
+@compiled(
+    types.void(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, TABLE, types.boolean, types.int64, FLOAT, types.boolean, SUMS)
 )
 def differentiate(
     x: Floats,
@@ -160,21 +158,21 @@ def differentiate(
     `grad_x` is not touched where `passing` is EVERYWHERE. Sums are float32 within a block, float64 over blocks.
     """
     sums[:] = 0
-    for start in range(0, x.size, _BLOCK):
-        part, upstream = x[start : start + _BLOCK], grad[start : start + _BLOCK]
+    for start in range(0, x.size, BLOCK):
+        part, upstream = x[start : start + BLOCK], grad[start : start + BLOCK]
         if wants_dots:
             for j in range(steps.size):
                 inverse = np.float32(1) / steps[j]
                 sums[j] += _dot(part, upstream, inverse, table[j, 0], table[j, 1], table[j, 2], half_wave)
         if passing == WINDOWS:
-            _pass_windows(part, upstream, grad_x[start : start + _BLOCK], probs, steps, table, half_wave)
+            _pass_windows(part, upstream, grad_x[start : start + BLOCK], probs, steps, table, half_wave)
         elif passing != EVERYWHERE:
             signed = passing == SIGNED_RANGE
             sums[-1] += _beyond(part, upstream, clip, signed)
-            _pass_range(part, upstream, grad_x[start : start + _BLOCK], clip, signed)
+            _pass_range(part, upstream, grad_x[start : start + BLOCK], clip, signed)
 
 
-@_sum
+@summing
 def _sum_of(x: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
@@ -182,7 +180,7 @@ def _sum_of(x: Any) -> Any:
     return total
 
 
-@_sum
+@summing
 def _sum_of_squares(x: Any, mean: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
@@ -190,13 +188,13 @@ def _sum_of_squares(x: Any, mean: Any) -> Any:
     return total
 
 
-@_compiled(types.UniTuple(types.float64, 2)(_FLOATS))
+@compiled(types.UniTuple(types.float64, 2)(FLOATS))
 def moments(x: Floats) -> tuple[float, float]:
     """Mean and variance (divided by the number of elements)."""
     total = 0.0
-    for start in range(0, x.size, _BLOCK):
-        total += _sum_of(x[start : start + _BLOCK])
+    for start in range(0, x.size, BLOCK):
+        total += _sum_of(x[start : start + BLOCK])
     mean, square = total / x.size, 0.0
-    for start in range(0, x.size, _BLOCK):
-        square += _sum_of_squares(x[start : start + _BLOCK], np.float32(mean))
+    for start in range(0, x.size, BLOCK):
+        square += _sum_of_squares(x[start : start + BLOCK], np.float32(mean))
     return mean, square / x.size

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
-from trainables.quantizers.staircase import Grid
+from trainables.quantizers.grid import Grid
+from trainables.quantizers.learned_passes import fused, lying_like, without_gaps
 
 GAMMA = 2.0
 WEIGHT_SIGMA, ACT_SIGMA = 1.0, 2.0
@@ -45,19 +46,23 @@ INTERVAL_START = 3.0
 MIN_WIDTH = 1e-6
 
 
+def _slope_factor() -> float:
+    """C."""
+    sigmoid = 1 / (1 + math.exp(-GAMMA))
+    return sigmoid * (1 - sigmoid) * GAMMA / math.tanh(GAMMA / 2)
+
+
 def rounding_slope(r: Tensor, *, sigma: float) -> Tensor:
     """∂y/∂t at the fractional part r, of any shape; symmetric about 1/2."""
-    sigmoid = 1 / (1 + math.exp(-GAMMA))
-    factor = sigmoid * (1 - sigmoid) * GAMMA / math.tanh(GAMMA / 2)
     near = torch.minimum(r, 1 - r)
     near_score, far_score = (-near).exp(), (near - 1 - sigma**-2).exp()
-    return factor * (near_score + far_score) / (near_score - far_score)
+    return _slope_factor() * (near_score + far_score) / (near_score - far_score)
 
 
 class _DistanceAware(torch.autograd.Function):
     """x -> Σ_j π_j·(bottom + (1 − bottom)·y_j/n_j): each width's levels lie evenly from `bottom` to 1.
 
-    Keeps x alone for the backward pass, whatever the number of widths.
+    Keeps x alone for the backward pass, whatever the number of widths. On the CPU each pass reads x once for all.
     """
 
     @staticmethod
@@ -73,6 +78,10 @@ class _DistanceAware(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, low, high, probs)
         ctx.steps, ctx.bottom, ctx.sigma = steps, bottom, sigma
+        passes = fused(x)
+        if passes:
+            y: Tensor = passes.daq_mixed(x, probs, passes.Places(low, _width(low, high), steps, bottom))
+            return y
         mixed = _levels(x, low, high, steps[0], bottom)
         if len(steps) > 1:
             mixed.mul_(probs[0])
@@ -85,6 +94,8 @@ class _DistanceAware(torch.autograd.Function):
         # Detached: a second derivative takes slopes and codes for constants, as it does elsewhere, but not π.
         x, low, high = (saved.detach() for saved in ctx.saved_tensors[:3])
         probs, steps, (grad,) = ctx.saved_tensors[3], ctx.steps, grad_outputs
+        if not torch.is_grad_enabled() and fused(x):
+            return _fused_gradients(ctx, grad)
         needs_x, needs_low, needs_high, needs_probs = ctx.needs_input_grad[:4]
         width = _width(low, high)
         sums: list[Tensor | None] = [None, None, None]
@@ -110,6 +121,26 @@ class _DistanceAware(torch.autograd.Function):
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
         grad_probs = torch.stack(dots).to(probs.dtype) if needs_probs else None
         return grad_x, grad_low, grad_high, grad_probs, None, None, None
+
+
+def _fused_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same in one pass over x, which second derivatives cannot follow."""
+    x, low, high, probs = ctx.saved_tensors
+    passes = fused(x)
+    assert passes
+    found = passes.daq_slopes(
+        lying_like(grad, x),
+        x,
+        probs,
+        passes.Places(low, _width(low, high), ctx.steps, ctx.bottom),
+        factor=_slope_factor(),
+        sigma=ctx.sigma,
+        wants_dots=ctx.needs_input_grad[3],
+    )
+    inputs = zip((x, low, high, probs), (found.x, found.low, found.high, found.dots), strict=True)
+    grads = (slope.to(of.dtype) for of, slope in inputs)
+    needed = ctx.needs_input_grad[:4]
+    return (*(each if needs else None for each, needs in zip(grads, needed, strict=True)), None, None, None)
 
 
 def _width(low: Tensor, high: Tensor) -> Tensor:
@@ -144,7 +175,9 @@ class DaqWeights(nn.Module):
         standardised = (weight - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
         # Ends that training has carried across each other change places: the codes keep their order.
         low, high = torch.minimum(self.low, self.high), torch.maximum(self.low, self.high)
-        levels: Tensor = _DistanceAware.apply(standardised, low, high, probs, self.steps, -1.0, WEIGHT_SIGMA)
+        levels: Tensor = _DistanceAware.apply(
+            without_gaps(standardised), low, high, probs, self.steps, -1.0, WEIGHT_SIGMA
+        )
         return levels * self.gain.abs()
 
     def calibrate(self, weight: Tensor) -> None:
@@ -185,7 +218,7 @@ class DaqActivations(nn.Module):
         """Mixed activation, shape of `x`; probs [n]."""
         high = self.high.abs()
         low, bottom = (-high, -1.0) if self.signed else (torch.zeros_like(high), 0.0)
-        levels: Tensor = _DistanceAware.apply(x, low, high, probs, self.steps, bottom, ACT_SIGMA)
+        levels: Tensor = _DistanceAware.apply(without_gaps(x), low, high, probs, self.steps, bottom, ACT_SIGMA)
         return levels
 
     @torch.no_grad()

@@ -19,15 +19,19 @@ from trainables.quantizers.compiled_loops import Floats
 from trainables.quantizers.grid import Asked, Grid, Slopes
 from trainables.quantizers.piecewise import flat
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 """Elements that one thread takes at a time: 1 MiB."""
 
 
 def mixed(x: Tensor, probs: Tensor, steps: Tensor, grids: tuple[Grid, ...]) -> Tensor:
     """Σ_j π_j·Q_j(x), as `piecewise.mixed` bit for bit."""
     y = torch.empty_like(x)
-    values, results, mix = _array(x), _array(y), (_array(probs), _array(steps), _table(grids), grids[0].half_wave)
-    _in_chunks(x.numel(), lambda _, part: compiled_loops.mix(values[part], results[part], *mix))
+    values, results, mix = (
+        as_array(x),
+        as_array(y),
+        (as_array(probs), as_array(steps), table_of(grids), grids[0].half_wave),
+    )
+    in_chunks(x.numel(), lambda _, part: compiled_loops.mix(values[part], results[part], *mix))
     return y
 
 
@@ -37,10 +41,10 @@ def slopes(
     """Gradients as `piecewise.slopes` has them, sums more exactly than there."""
     passing = _passing(grids[0], clip) if asked.x or asked.clip else compiled_loops.EVERYWHERE
     grad_x = torch.empty_like(x) if passing else grad
-    sums = np.zeros((-(-x.numel() // _CHUNK), len(grids) + 1))
+    sums = np.zeros((-(-x.numel() // CHUNK), len(grids) + 1))
     if passing or asked.dots:
-        values, upstream, results = _array(x), _array(grad), _array(grad_x)
-        mix = (_array(probs), _array(steps), _table(grids), grids[0].half_wave)
+        values, upstream, results = as_array(x), as_array(grad), as_array(grad_x)
+        mix = (as_array(probs), as_array(steps), table_of(grids), grids[0].half_wave)
         top = 0.0 if clip is None else clip.item()
 
         def differentiate(number: int, part: slice) -> None:
@@ -48,14 +52,14 @@ def slopes(
                 values[part], upstream[part], results[part], *mix, passing, top, asked.dots, sums[number]
             )
 
-        _in_chunks(x.numel(), differentiate)
+        in_chunks(x.numel(), differentiate)
     totals = torch.from_numpy(sums.sum(axis=0))
     return Slopes(grad_x, totals[:-1], totals[-1])
 
 
 def deviation(x: Tensor) -> Tensor:
     """Standard deviation (divided by the number of elements) of an x without gaps in memory; a scalar."""
-    return x.new_tensor(compiled_loops.moments(_array(x))[1]).sqrt()
+    return x.new_tensor(compiled_loops.moments(as_array(x))[1]).sqrt()
 
 
 def _passing(grid: Grid, clip: Tensor | None) -> int:
@@ -64,20 +68,20 @@ def _passing(grid: Grid, clip: Tensor | None) -> int:
     return compiled_loops.SIGNED_RANGE if grid.lo < 0 else compiled_loops.POSITIVE_RANGE
 
 
-def _array(tensor: Tensor) -> Floats:
+def as_array(tensor: Tensor) -> Floats:
     array: Floats = flat(tensor.detach()).numpy()
     return array
 
 
 @cache
-def _table(grids: tuple[Grid, ...]) -> Floats:
+def table_of(grids: tuple[Grid, ...]) -> Floats:
     """[n, 3] lo, hi and offset of each width."""
     return np.array([(grid.lo, grid.hi, grid.offset) for grid in grids], dtype=np.float32)
 
 
-def _in_chunks(size: int, work: Callable[[int, slice], None]) -> None:
+def in_chunks(size: int, work: Callable[[int, slice], None]) -> None:
     """Calls `work` with the number and place of each chunk, in as many threads as torch has."""
-    places = [slice(start, start + _CHUNK) for start in range(0, size, _CHUNK)]
+    places = [slice(start, start + CHUNK) for start in range(0, size, CHUNK)]
     threads = min(torch.get_num_threads(), len(places))
     if threads > 1:
         list(_pool(threads, os.getpid()).map(work, range(len(places)), places))

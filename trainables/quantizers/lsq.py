@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
-from trainables.quantizers.staircase import Grid
+from trainables.quantizers.grid import Grid
+from trainables.quantizers.learned_passes import fused, lying_like, without_gaps
 
 MIN_STEP = 1e-8
 
@@ -37,6 +38,10 @@ class _Stepped(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, step: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
         ctx.save_for_backward(v, step)
         ctx.grid, ctx.gradient_scale = grid, gradient_scale
+        passes = fused(v)
+        if passes:
+            y: Tensor = passes.lsq_mixed(v, _ones(step), step[None], (grid,))
+            return y
         return (grid.codes(_exact(v), step) * step).to(v.dtype)
 
     @staticmethod
@@ -44,6 +49,12 @@ class _Stepped(torch.autograd.Function):
         # Detached, so that a second derivative sees a straight-through estimator: constant almost everywhere in v.
         v, step = (saved.detach() for saved in ctx.saved_tensors)
         grid: Grid = ctx.grid
+        passes = None if torch.is_grad_enabled() else fused(v)
+        if passes:
+            upstream, wants = lying_like(grad_outputs[0], v), ctx.needs_input_grad
+            found = passes.lsq_slopes(upstream, v, _ones(step), step[None], (grid,), wants_codes=False)
+            by_step = (found.steps[0] * ctx.gradient_scale).to(step.dtype)
+            return found.x if wants[0] else None, by_step if wants[1] else None, None, None
         grad, places = grad_outputs[0], _exact(v) / step
         inside = (places > grid.lo) & (places < grid.hi)
         grad_v, grad_step = grad * inside if ctx.needs_input_grad[0] else None, None
@@ -62,6 +73,10 @@ class _SteppedMixture(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(v, probs, steps)
         ctx.grids, ctx.gradient_scales = grids, gradient_scales
+        passes = fused(v)
+        if passes:
+            y: Tensor = passes.lsq_mixed(v, probs, steps, grids)
+            return y
         exact, factors = _exact(v), probs * steps
         mixed = grids[0].codes(exact, steps[0]) * factors[0]
         for j in range(1, len(grids)):
@@ -72,6 +87,13 @@ class _SteppedMixture(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         # As above; `probs` stay, as the gradients depend on them smoothly.
         v, probs, steps = ctx.saved_tensors
+        passes = None if torch.is_grad_enabled() else fused(v)
+        if passes:
+            upstream = lying_like(grad_outputs[0], v)
+            found = passes.lsq_slopes(upstream, v, probs, steps, ctx.grids, wants_codes=ctx.needs_input_grad[1])
+            scales = probs * probs.new_tensor(ctx.gradient_scales)
+            grads = (found.codes * steps).to(probs.dtype), (found.steps * scales).to(steps.dtype)
+            return found.x if ctx.needs_input_grad[0] else None, *grads, None, None
         exact, steps, grad = _exact(v.detach()), steps.detach(), grad_outputs[0]
         passed = torch.zeros_like(exact)
         by_prob, by_step = [], []
@@ -83,6 +105,10 @@ class _SteppedMixture(torch.autograd.Function):
             by_step.append((grad * (codes - places * inside)).sum() * (probs[j] * ctx.gradient_scales[j]))
         grad_v = (grad * passed).to(v.dtype) if ctx.needs_input_grad[0] else None
         return grad_v, torch.stack(by_prob).to(probs.dtype), torch.stack(by_step).to(steps.dtype), None, None
+
+
+def _ones(step: Tensor) -> Tensor:
+    return torch.ones_like(step)[None]
 
 
 def _exact(v: Tensor) -> Tensor:
@@ -120,6 +146,7 @@ class _Lsq(nn.Module):
 
     def _quantized(self, v: Tensor, probs: Tensor, *, features: int) -> Tensor:
         quantized: Tensor
+        v = without_gaps(v)
         scales = tuple(1 / math.sqrt(features * grid.hi) for grid in self.grids)
         if len(self.grids) == 1:
             quantized = _Stepped.apply(v, _positive(self.step), self.grids[0], scales[0])
