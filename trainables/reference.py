@@ -220,6 +220,7 @@ def shares(
         rank=workers.rank,
         world_size=workers.size,
         workers=config.data.loader_workers,
+        device=workers.device,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ RESIZE_RATIO = 256 / 224
 """Shorter side before the centre crop, over the crop's side."""
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
+DEVICE_BYTES = 2**31
+"""Of images that are kept on a GPU: what is more comes from the host, batch by batch."""
 RESIZED_AT_ONCE = 1024
 """Images per call: resizing takes four bytes for each byte of them."""
 
@@ -46,9 +48,24 @@ class MemoryImages:
     mean: Tensor
     std: Tensor
     augment: Augment = "none"
+    _there: dict[torch.device, MemoryImages] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def on(self, device: torch.device) -> MemoryImages | None:
+        """See HeldImages.on. A device has one copy, and keeps it."""
+        if device == self.images.device:
+            return self
+        # Grey images are one channel that is read three times.
+        stored = self.images[:, :1] if self.images.stride(1) == 0 else self.images
+        if stored.numel() > DEVICE_BYTES:
+            return None
+        if device not in self._there:
+            images = stored.to(device).expand(-1, self.images.shape[1], -1, -1)
+            labels, mean, std = (tensor.to(device) for tensor in (self.labels, self.mean, self.std))
+            self._there[device] = MemoryImages(images, labels, mean, std, self.augment)
+        return self._there[device]
 
     @property
     def normalisation(self) -> Normalisation:
@@ -100,7 +117,7 @@ def _shifted(images: Tensor, draws: Tensor) -> Tensor:
     margin = max(1, size // 8)
     padded = torch.nn.functional.pad(images, (margin,) * 4)
     offsets = (draws[:, 1:3] * (2 * margin + 1)).long()
-    rows, columns = (offsets[:, axis, None] + torch.arange(size) for axis in (0, 1))
+    rows, columns = (offsets[:, axis, None] + torch.arange(size, device=images.device) for axis in (0, 1))
     return _taken(padded, rows, columns)
 
 
@@ -144,7 +161,7 @@ def _between(origins: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tenso
     Pixel centres lie at halves, and positions stay inside the crop, as when a crop is cut out and resized.
     """
     last = (origins + extents - 1)[:, None]
-    steps = (torch.arange(size) + 0.5) / size
+    steps = (torch.arange(size, device=origins.device) + 0.5) / size
     positions = origins[:, None] + steps * extents[:, None] - 0.5
     positions = positions.clamp(min=origins[:, None], max=last)
     before = positions.long()

@@ -7,70 +7,19 @@ one, and the global random state is neither read nor changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from trainables.errors import BitfrontError, ConfigError
+from trainables.data.batches import DRAWS, Batch, Epoch, ImageSet, LabelledImages, Normalisation, held
+from trainables.errors import ConfigError
 
-LabelledImages = tuple[Tensor, Tensor]
-"""Images [N, 3, S, S] normalised, labels [N]."""
-DRAWS = 5
-"""Random numbers per image and epoch: flip, row, column, area and aspect ratio."""
+__all__ = ["DRAWS", "Batch", "ChosenImages", "DataSplits", "ImageSet", "LabelledImages", "Normalisation", "loader"]
 
-
-class Batch(NamedTuple):
-    """Images with what is needed to find again what is known of each."""
-
-    images: Tensor
-    """[N, 3, S, S], normalised."""
-    labels: Tensor
-    """[N]."""
-    places: Tensor
-    """Places in the data set [N]."""
-    draws: Tensor | None
-    """The random numbers that changed the images, [N, DRAWS]; None where none were changed."""
-
-    def to(self, device: torch.device) -> Batch:
-        """With images and labels on `device`."""
-        images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
-        return self._replace(images=images, labels=labels)
-
-
-class Normalisation(NamedTuple):
-    """What makes images of pixels from 0 to 1: of each channel `mean` is subtracted, then divided by `std`."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class ImageSet(Protocol):
-    """A data set that makes whole batches."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Of all images [N]."""
-        ...
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Of its batches."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def pixels(self, places: Tensor) -> Tensor:
-        """Images at `places` [N] as they are, uint8 [N, 3, S, S]."""
-        ...
-
-    def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
-        """Images and labels at `places` [N]; augmented where `draws` [N, DRAWS] in [0, 1) are given."""
-        ...
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +51,11 @@ class ChosenImages:
         """See `ImageSet.batch`."""
         return self.whole.batch(self.chosen[places], draws)
 
+    def on(self, device: torch.device) -> ChosenImages | None:
+        """See `HeldImages.on`."""
+        there = held(self.whole, device)
+        return None if there is None else ChosenImages(there, self.chosen.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits:
@@ -124,41 +78,6 @@ class DataSplits:
         return self.digest()
 
 
-class _Batches(Dataset["Batch | BitfrontError"]):
-    """Whole batches by number: this worker's share of each global batch."""
-
-    def __init__(self, images: ImageSet, shares: Sequence[Tensor], draws: Tensor | None) -> None:
-        self.images, self.shares, self.draws = images, shares, draws
-
-    def __len__(self) -> int:
-        return len(self.shares)
-
-    def __getitem__(self, number: int) -> Batch | BitfrontError:
-        places = self.shares[number]
-        draws = None if self.draws is None else self.draws[places]
-        try:
-            return Batch(*self.images.batch(places, draws), places, draws)
-        except BitfrontError as error:
-            # Raised in a loader process, its message would arrive with a traceback in it.
-            return error
-
-
-class _Loader(DataLoader["Batch | BitfrontError"]):
-    """Raises what a loader process found wrong, in the words it was found with."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # any iterator will do for a loop
-        for found in super().__iter__():
-            if isinstance(found, BitfrontError):
-                raise found
-            yield found
-
-    def after(self, steps: int) -> Iterator[Batch]:
-        """The batches that follow the first `steps`, which are not made."""
-        whole = cast(_Batches, self.dataset)
-        rest = _Batches(whole.images, whole.shares[steps:], whole.draws)
-        return iter(_Loader(rest, batch_size=None, num_workers=self.num_workers, generator=self.generator))
-
-
 def loader(
     images: ImageSet,
     *,
@@ -169,8 +88,11 @@ def loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
-) -> _Loader:
+    device: torch.device = _CPU,
+) -> Epoch:
     """Batches of one epoch for the worker `rank`; `batch_size` counts the images of all workers together.
+
+    They are made where `Epoch` says: by `workers` loader processes, or for and on `device`.
 
     Training (`shuffle`): new order each epoch, augmented, a last incomplete batch is dropped, and the workers' shares
     of a batch differ by at most one image. Evaluation: in order, nothing dropped, each image with exactly one worker,
@@ -183,13 +105,7 @@ def loader(
         order = torch.randperm(len(images), generator=random)[: len(images) // batch_size * batch_size]
         draws = torch.rand(len(images), DRAWS, generator=random)
     shares = [chunk.tensor_split(world_size)[rank] for chunk in order.split(batch_size)]
-    return _Loader(
-        _Batches(images, [share for share in shares if len(share)], draws),
-        batch_size=None,
-        num_workers=workers,
-        # A generator of its own: the loader would otherwise draw from the global random state.
-        generator=random,
-    )
+    return Epoch(images, [share for share in shares if len(share)], draws, workers=workers, device=device)
 
 
 def _check_shares(count: int, *, batch_size: int, world_size: int, training: bool) -> None:
