@@ -41,11 +41,12 @@ def recomputed(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Under autocast they are already in its dtype, as the operation would save a copy of its own.
     """
     ready = tuple(_autocast(tensor) for tensor in inputs)
-    makers = {
-        given.untyped_storage().data_ptr(): (made.grad_fn.again, made.grad_fn, given.dtype)
-        for made, given in zip(inputs, ready, strict=True)
-        if torch.is_grad_enabled() and type(made) is Tensor and made.numel() and hasattr(made.grad_fn, "again")
-    }
+    makers = {}
+    for made, given in zip(inputs, ready, strict=True):
+        again = getattr(made.grad_fn, "again", None)
+        # Tensors that stand for others, in a trace or an export, and empty ones have no memory to be known by.
+        if again is not None and torch.is_grad_enabled() and type(made) is Tensor and made.numel():
+            makers[given.untyped_storage().data_ptr()] = again, made.grad_fn, given.dtype
 
     def pack(tensor: Tensor) -> Tensor | _Recipe:
         maker = makers.get(tensor.untyped_storage().data_ptr())

@@ -17,6 +17,7 @@ Forward and backward are each one pass over memory in which all widths are compu
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from trainables.quantizers import piecewise
 from trainables.quantizers.grid import Asked, Grid
+
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class _Staircase(torch.autograd.Function):
@@ -96,7 +99,19 @@ def _passes(*tensors: Tensor) -> ModuleType:
         return piecewise
     if all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
         return _fused_cpu()
+    if tensors[0].device.type == "cuda" and tensors[0].dtype in _GPU_DTYPES:
+        return _on_gpu(tensors[0].device)
     return piecewise
+
+
+@cache
+def _on_gpu(device: torch.device) -> ModuleType:
+    # Torch's builds without CUDA come without Triton.
+    if find_spec("triton") is None:
+        return piecewise
+    from trainables.quantizers import fused_cuda
+
+    return fused_cuda if fused_cuda.usable(device) else piecewise
 
 
 @cache
