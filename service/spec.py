@@ -44,6 +44,7 @@ from service.varied import (
     check_batches,
     check_epochs,
     check_names,
+    check_precision,
     check_varied,
     count_points,
     fallback,
@@ -56,7 +57,7 @@ from service.yaml_source import Path_, Source
 from trainables.config import BudgetConfig, DataConfig, EvaluationConfig, NetworkConfig, ReferenceConfig, TrialConfig
 from trainables.errors import ConfigError, SpecError, did_you_mean
 from trainables.finetune_config import FinetuneConfig
-from trainables.method_config import METHOD_CONFIGS
+from trainables.method_config import ADDED_LATER, METHOD_CONFIGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +190,9 @@ class SweepSpec:
             "constraints": [f"{c.metric} {c.relation} {c.bound!r}" for c in self.constraints],
             "resources": counted_resources(self.resources),
         }
-        for name in ("sampler", "warm_start", "early_stopping"):
+        for name in ("sampler", "warm_start"):
             content[name] = dataclasses.asdict(getattr(self, name))
+        content["early_stopping"] = self.early_stopping.counted
         identity: dict[str, Any] = json.loads(json.dumps(content))
         return identity
 
@@ -204,6 +206,9 @@ class SweepSpec:
                 content[key] = fallback(config, place, key, self.fixed, is_varied=True)
             elif domain:
                 del content[key]
+        if place == "method":
+            # Sweeps of before they could be set are still the same ones.
+            content = {key: value for key, value in content.items() if ADDED_LATER.get(key, ...) != value}
         return content
 
     @property
@@ -318,6 +323,8 @@ def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
     if len(methods) > 1 and METHOD in space:
         check_methods(source, methods, fixed, space)
     check_names(source, fixed, space)
+    if sections["resources"]:
+        check_precision(source, sections["resources"].gpus_per_worker, fixed, space)
     check_barrier(source, fixed, space)
     plain = _read_plain(source, sections["sampler"], space)
     if sections["warm_start"] and plain:

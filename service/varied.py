@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from service.contribution import rates
 from service.reached import reached
 from service.settings import EarlyStoppingConfig, PlainConfig, WarmStartConfig
 from service.space import (
@@ -275,8 +276,19 @@ def _is_never_active(domain: Domain, known: Mapping[str, Scalar]) -> bool:
 def check_epochs(
     source: Source, config: EarlyStoppingConfig, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]
 ) -> None:
-    """Early stopping needs a rung before the shortest trial's end."""
+    """Early stopping needs a rung before the shortest trial's end, and no settings of another rule."""
     if config.name == "none":
+        return
+    for key in ("reduction", "min_epochs") if config.name == "hypervolume" else ("share",):
+        if source.has(("early_stopping", key)):
+            message = f"early_stopping.{key} has no meaning with name: {config.name}; leave it out"
+            source.add(("early_stopping", key), message)
+    if config.name == "hypervolume":
+        *search, finetune = (min(found) for found in stage_epochs(trial, fixed, space))
+        try:
+            rates(config.share, search=sum(search), finetune=finetune)
+        except ValueError as error:
+            source.add(("early_stopping", "share"), f"early_stopping: {error}")
         return
     epochs = sum(min(found) for found in stage_epochs(trial, fixed, space))
     if config.min_epochs >= epochs:
@@ -301,6 +313,15 @@ def check_names(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> No
                 check(name)
             except ConfigError as error:
                 source.add(path, f"{'.'.join(map(str, path[:2]))}: {error}")
+
+
+def check_precision(source: Source, gpus_per_worker: float, fixed: Fixed, space: Mapping[str, Domain]) -> None:
+    """Without a GPU there is no fp16."""
+    for name in ("method.amp", "finetune.amp"):
+        for path, precision in _written(source, name, fixed, space):
+            if precision == "fp16" and not gpus_per_worker:
+                message = "needs a GPU, and resources.gpus_per_worker is 0; give it one, or use bf16"
+                source.add(path, f"{'.'.join(map(str, path[:2]))} is 'fp16', which {message}")
 
 
 def check_barrier(source: Source, fixed: Fixed, space: Mapping[str, Domain]) -> None:

@@ -62,18 +62,20 @@ class Attribution:
     def maps(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Normalised maps [N, h, w] of the last forward pass, which gave `logits` [N, K]; classes [N], below K.
 
-        Differentiable in the network's weights.
+        Differentiable in the network's weights. In float32 at least, also where the pass was autocast.
         """
-        return self._maps(self._take(), logits, classes, create_graph=torch.is_grad_enabled())
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._maps(self._take(), logits, classes, create_graph=torch.is_grad_enabled())
 
     def _maps(self, out: Tensor, logits: Tensor, classes: Tensor, *, create_graph: bool) -> Tensor:
         features = self._feature_map.of(out)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         if self._head is not None:
             weights = self._head.weight[classes] / (features.shape[2] * features.shape[3])
         else:
             score = logits.gather(1, classes[:, None]).sum()
             (grad,) = torch.autograd.grad(score, out, create_graph=create_graph, retain_graph=create_graph)
-            weights = self._feature_map.of(grad).mean(dim=(2, 3))
+            weights = self._feature_map.of(grad).to(features.dtype).mean(dim=(2, 3))
         return normalise(torch.relu(torch.einsum("nc,nchw->nhw", weights, features)))
 
     def observe(self, net: nn.Module, images: Tensor, classes: Tensor | None) -> Observation:
@@ -81,7 +83,8 @@ class Attribution:
         with torch.set_grad_enabled(not self.closed_form):
             logits, out = net(images), self._take()
             chosen = logits.argmax(1) if classes is None else classes
-            maps = self._maps(out, logits, chosen, create_graph=False)
+            with torch.autocast(images.device.type, enabled=False):
+                maps = self._maps(out, logits, chosen, create_graph=False)
         return Observation(logits.detach(), maps.detach(), self._feature_map.of(out.detach()))
 
     def detach(self) -> None:
@@ -151,7 +154,15 @@ def at_size(maps: Tensor, size: int) -> Tensor:
 
 def top_pixels(reference: Tensor, top_k: int) -> Tensor:
     """Indices [N, min(top_k, P)] of the pixels that `reference` [N, P] ranks highest; of equals the first."""
-    return reference.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    pixels = reference.shape[1]
+    if top_k >= pixels or reference.dtype != torch.float32:
+        return reference.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    # All pixels of a large map take long to sort. No two of these keys are equal: a value's bits as a whole number,
+    # which rises with the value (of negative ones after all but the sign is turned round), then its place.
+    bits = (reference + 0.0).contiguous().view(torch.int32).long()
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = (rising << 32) + torch.arange(pixels - 1, -1, -1, device=reference.device)
+    return keys.topk(top_k, dim=1).indices
 
 
 def ranks(values: Tensor) -> Tensor:

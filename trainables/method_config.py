@@ -17,6 +17,9 @@ Form = Literal["paper", "release"]
 TargetClass = Literal["label", "argmax"]
 Imitation = Literal["capacity", "dynamic"]
 Solver = Literal["exact", "greedy"]
+Precision = Literal["none", "bf16", "fp16"]
+ADDED_LATER: dict[str, Any] = {"amp": "none", "channels_last": False}
+"""Settings that searches once did not have, with what these did; they are named only where they say something else."""
 
 MAX_LEVELS = 12
 """Of a partition: with more, the coarsest map is a single pixel at any size of images."""
@@ -95,6 +98,10 @@ class SupernetConfig(WidthsConfig):
     """Float weights at the start of the search."""
     barrier: float = 0.0
     """Weight of a barrier against expected costs beyond the budget; 0: none, the budget is kept by allocation alone."""
+    amp: Precision = "none"
+    """Precision of the forward pass where autocasting allows less than float32; `fp16` scales the loss."""
+    channels_last: bool = False
+    """Memory layout in which GPUs convolve faster."""
 
     def __post_init__(self) -> None:
         # Zero-argument super() does not work in a dataclass with slots: the class is made anew.
@@ -278,6 +285,10 @@ class LimpqConfig(DeployedConfig):
     """Share of a label that is spread over all classes."""
     alpha: float = 2.0
     """Weight of the weights' indicators beside those of the activations."""
+    amp: Precision = "none"
+    """Precision of the forward passes where autocasting allows less than float32; `fp16` scales the loss."""
+    channels_last: bool = False
+    """Memory layout in which GPUs convolve faster."""
 
     def __post_init__(self) -> None:
         DeployedConfig.__post_init__(self)

@@ -48,6 +48,8 @@ from trainables.report import RECORD_FILE
 
 FORMAT = 2
 BATCH = 256
+MOST_BYTES_ON_DEVICE = 1 << 30
+"""Of maps that are kept on a GPU; larger stores stay in files, from which each batch is copied."""
 Split = Literal["train", "validation"]
 
 
@@ -133,10 +135,24 @@ class KeptMaps:
     def __call__(self, batch: Batch) -> Said:
         """See `ReferenceMaps`."""
         device = batch.images.device
-        maps = self.maps[batch.places]
+        places = _moved(batch.places, self.maps.device)
+        maps, risks = self.maps[places], self.risks[places]
         if batch.draws is not None:
-            maps = augmented(maps[:, None], self.augment, batch.draws)[:, 0]
-        return Said(maps.to(device), self.risks[batch.places].to(device))
+            maps = augmented(maps[:, None], self.augment, _moved(batch.draws, maps.device))[:, 0]
+        return Said(_moved(maps, device), _moved(risks, device))
+
+    def near(self, device: torch.device) -> KeptMaps:
+        """On a GPU where they are few enough: then a step copies none there."""
+        if device.type == "cpu" or self.maps.nbytes > MOST_BYTES_ON_DEVICE:
+            return self
+        return dataclasses.replace(self, maps=self.maps.to(device), risks=self.risks.to(device))
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for what it does."""
+    if values.device == device or device.type == "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
@@ -148,7 +164,7 @@ def training_maps(bench: Bench, setting: MapSetting) -> Iterator[ReferenceMaps]:
         with clock.apart("maps"):
             kept = kept_maps(bench, setting, "train")
         clock.book("shared maps", kept.device_hours)
-        yield dataclasses.replace(kept, augment=augment)
+        yield dataclasses.replace(kept, augment=augment).near(bench.workers.device)
         return
     asked = AskedMaps(bench.reference, setting, probe=bench.probe)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from trainables.averaging import AveragedWeights
 from trainables.checkpoint import Stateful
 from trainables.distributed import Workers
 from trainables.errors import ConfigError
+from trainables.method_config import Precision
 
-Precision = Literal["none", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,7 +81,6 @@ class Step(Generic[B]):
         """`model` as the workers wrap it. Each pass has to use all of its parameters."""
         self._model, self._plan, self._workers = model, plan, workers
         self._passes = [step_terms] if callable(step_terms) else list(step_terms)
-        check_precision(plan.precision, workers.device)
         self._scaler = torch.amp.GradScaler(workers.device.type, enabled=plan.precision == "fp16")
         self._parameters = [p for o in plan.optimizers for group in o.param_groups for p in group["params"]]
 
@@ -152,6 +151,11 @@ class Step(Generic[B]):
         return torch.autocast(self._workers.device.type, dtype=_DTYPES[self._plan.precision])
 
 
+def memory_layout(*, channels_last: bool) -> torch.memory_format:
+    """Of images, and of the weights that meet them."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def has_precision(precision: Precision, device: torch.device) -> bool:
     """Whether steps on `device` can have it."""
     if device.type != "cuda":
@@ -161,16 +165,16 @@ def has_precision(precision: Precision, device: torch.device) -> bool:
         return precision != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises ConfigError for one that `device` does not have."""
+def check_precision(setting: str, precision: Precision, device: torch.device) -> None:
+    """Raises ConfigError for one that `device` does not have; `setting` is what asks for it, such as finetune.amp."""
     if has_precision(precision, device):
         return
     if precision == "fp16":
         raise ConfigError(
-            "finetune.amp is fp16, which scales losses on a GPU, but there is none here; give bf16 or none, or "
+            f"{setting} is fp16, which scales losses on a GPU, but there is none here; give bf16 or none, or "
             "resources.gpus_per_worker."
         )
-    raise ConfigError(f"finetune.amp is bf16, which {torch.cuda.get_device_name(device)} lacks; give fp16 or none.")
+    raise ConfigError(f"{setting} is bf16, which {torch.cuda.get_device_name(device)} lacks; give fp16 or none.")
 
 
 def _parts(batch: B, count: int) -> list[B]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -97,15 +98,22 @@ class Supernet:
         layers = quant_layers(net)
         self.searched: dict[str, QuantLayer] = {name: layers[name] for name in roles.searched}
         device = next(net.parameters()).device
-        self.macs = torch.tensor([float(costs.work[name].macs) for name in self.searched], device=device)
-        mixtures = [layer.mixture for layer in self.searched.values()]
-        self._weight_widths = [torch.tensor(m.weight_bits, dtype=torch.float32, device=device) for m in mixtures]
-        self._act_widths = [torch.tensor(m.act_bits, dtype=torch.float32, device=device) for m in mixtures]
-        start = sum(
-            float(w.mean() * a.mean() * macs)
-            for w, a, macs in zip(self._weight_widths, self._act_widths, self.macs, strict=True)
+        work = [costs.work[name] for name in self.searched]
+        # Made here: a tensor that is made of Python's numbers in every step would make every step wait for the device.
+        self.macs, self._weights, self._inputs = (
+            torch.tensor(counts, dtype=torch.float32, device=device)
+            for counts in ([w.macs for w in work], [w.weights for w in work], [w.inputs for w in work])
         )
-        self.start = torch.tensor(start, device=device)
+        mixtures = [layer.mixture for layer in self.searched.values()]
+        self._weight_choices = _Choices([m.weight_logits for m in mixtures], [m.weight_bits for m in mixtures], device)
+        self._act_choices = _Choices([m.act_logits for m in mixtures], [m.act_bits for m in mixtures], device)
+        self._bits: tuple[Tensor, Tensor] | None = None
+        """Expected bits while `probabilities_at_once` holds."""
+        start = sum(
+            sum(m.weight_bits) / len(m.weight_bits) * sum(m.act_bits) / len(m.act_bits) * w.macs
+            for m, w in zip(mixtures, work, strict=True)
+        )
+        self.start = torch.tensor(start, dtype=torch.float32, device=device)
         self._unsearched = costs.unsearched({name: LayerBits(b, b) for name, b in roles.pinned.items()})
 
     def bit_logits(self) -> list[nn.Parameter]:
@@ -113,12 +121,28 @@ class Supernet:
         found = [p for layer in self.searched.values() for p in layer.mixture.parameters(recurse=False)]
         return list({id(parameter): parameter for parameter in found}.values())
 
+    @contextmanager
+    def probabilities_at_once(self) -> Iterator[None]:
+        """Meanwhile all layers have the probabilities of their logits as these are now, from one softmax for all.
+
+        Layer by layer, in the forward pass and again for every expected cost, they are hundreds of operations on three
+        numbers each.
+        """
+        mixtures = [layer.mixture for layer in self.searched.values()]
+        (weights, weight_bits), (acts, act_bits) = self._weight_choices(), self._act_choices()
+        try:
+            for mixture, weight_share, act_share in zip(mixtures, weights, acts, strict=True):
+                mixture.weight_share, mixture.act_share = weight_share, act_share
+            self._bits = weight_bits, act_bits
+            yield
+        finally:
+            for mixture in mixtures:
+                mixture.weight_share = mixture.act_share = None
+            self._bits = None
+
     def expected_bits(self) -> tuple[Tensor, Tensor]:
         """q_w [L] and q_a [L], Σ_i π_i·b_i per searched layer, differentiable."""
-        mixtures = [layer.mixture for layer in self.searched.values()]
-        weights = [(m.weight_probs() * b).sum() for m, b in zip(mixtures, self._weight_widths, strict=True)]
-        acts = [(m.act_probs() * b).sum() for m, b in zip(mixtures, self._act_widths, strict=True)]
-        return torch.stack(weights), torch.stack(acts)
+        return self._bits or (self._weight_choices()[1], self._act_choices()[1])
 
     def usage(self, limits: Mapping[str, int]) -> Tensor:
         """Expected cost over the most that each of `limits` allows [K], differentiable.
@@ -131,14 +155,12 @@ class Supernet:
             limits: cost -> the largest value of its count (`allocate.ceilings`).
         """
         weight_bits, act_bits = self.expected_bits()
-        work = [self.costs.work[name] for name in self.searched]
-        weights, inputs = (weight_bits.new_tensor(x) for x in ([w.weights for w in work], [w.inputs for w in work]))
         bops = (weight_bits * act_bits * self.macs).sum()
         searched = {
             "bops": bops,
             "searched_bops": bops,
-            "weight_bits": (weight_bits * weights).sum(),
-            "act_bits": (act_bits * inputs).sum(),
+            "weight_bits": (weight_bits * self._weights).sum(),
+            "act_bits": (act_bits * self._inputs).sum(),
         }
         return torch.stack(
             [(searched[COUNT_OF[k]] + getattr(self._unsearched, COUNT_OF[k])) / most for k, most in limits.items()]
@@ -172,6 +194,37 @@ class Supernet:
         for group, members in self.roles.groups.items():
             if group not in self.roles.fixed_acts:
                 yield self.searched[members[0]].mixture.act_probs()
+
+
+class _Choices:
+    """The widths of one kind (of weights, or of activations) in L layers, computed together.
+
+    All layers that have logits have as many; the others have one width.
+    """
+
+    def __init__(
+        self, logits: Sequence[nn.Parameter | None], widths: Sequence[tuple[int, ...]], device: torch.device
+    ) -> None:
+        """Layers that share their logits name the same parameter."""
+        self._logits = logits
+        open_widths = [bits for bits, own in zip(widths, logits, strict=True) if own is not None]
+        self._widths = torch.tensor(open_widths, dtype=torch.float32, device=device)
+        fixed = [0.0 if own is not None else float(bits[0]) for bits, own in zip(widths, logits, strict=True)]
+        self._fixed = torch.tensor(fixed, device=device)
+        places = [place for place, own in enumerate(logits) if own is not None]
+        self._open = torch.tensor(places, dtype=torch.int64, device=device)
+
+    def __call__(self) -> tuple[list[Tensor | None], Tensor]:
+        """π of each layer, None where nothing is to choose, and the expected bits of all [L]; differentiable."""
+        found: list[Tensor] = [own for own in self._logits if own is not None]
+        if not found:
+            return [None] * len(self._logits), self._fixed
+        probs = torch.stack(found).softmax(1)
+        bits = (probs * self._widths).sum(1)
+        if len(found) < len(self._logits):
+            bits = self._fixed.index_copy(0, self._open, bits)
+        rows = iter(probs.unbind())
+        return [None if own is None else next(rows) for own in self._logits], bits
 
 
 def _log_probs(widths: tuple[int, ...], logits: Tensor | None) -> Scores:

@@ -132,6 +132,24 @@ def test_differences_are_told_by_their_settings(load: Load) -> None:
     assert differences(old, old) == []
 
 
+def test_a_sweep_is_the_same_as_before_precision_could_be_set(load: Load) -> None:
+    spec, as_before = load(GOOD), {"amp": "none", "channels_last": False}
+    assert not as_before.keys() & spec.identity["method"].keys()
+    assert load(GOOD.replace("  eta: 1.0", "  eta: 1.0\n  amp: none\n  channels_last: false")).hash == spec.hash
+    other = load(GOOD.replace("  eta: 1.0", "  eta: 1.0\n  amp: bf16\n  channels_last: true"))
+    assert differences(spec.identity, other.identity) == [
+        'method.amp: added "bf16"',
+        "method.channels_last: added true",
+    ]
+
+
+@pytest.mark.parametrize("name", ["method.amp", "finetune.amp"])
+def test_half_precision_of_which_only_gpus_have_the_exponent_needs_one(load: Load, name: str) -> None:
+    with pytest.raises(SpecError, match=rf"{name} is 'fp16', which needs a GPU, and resources.gpus_per_worker is 0"):
+        load(GOOD, f"{name}=fp16")
+    assert load(GOOD, f"{name}=fp16", "resources.gpus_per_worker=1")
+
+
 VARIED = """\
 name: varied
 network: {tie_residuals: true}

@@ -33,7 +33,7 @@ def finetune_detector(
 ) -> FinetuneResult:
     """See `trainables.api.finetune`; `policy` is one of the backbone's classification network."""
     workers = Workers.current()
-    check_precision(config.finetune.amp, workers.device)
+    check_precision("finetune.amp", config.finetune.amp, workers.device)
     make_repeatable(config.seed)
     bench = detector_bench(config, policy, workers)
     make_kernels_usable(workers)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -21,7 +20,7 @@ from trainables.reference_maps import MapSetting, ReferenceMaps, kept_maps
 from trainables.report import EpochReport, Report
 from trainables.sample_maps import sample_maps
 from trainables.samples import SampleMaps
-from trainables.stepping import check_precision
+from trainables.stepping import check_precision, memory_layout
 from trainables.supernet import deploy
 from trainables.training import train
 
@@ -43,10 +42,10 @@ class Finetuned(NamedTuple):
 def finetune(bench: Bench, policy: BitPolicy, report: Report) -> Finetuned:
     """Finetunes `policy` and measures it; what quantisers learn is calibrated on one batch before."""
     config, workers = bench.config.finetune, bench.workers
-    check_precision(config.amp, workers.device)
+    check_precision("finetune.amp", config.amp, workers.device)
     net = deploy(bench.reference, bench.costs, policy, bench.config.quantizer)
     calibrate(net, bench.calibration_images(config.batch_size))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    layout = memory_layout(channels_last=config.channels_last)
     net.requires_grad_(True).to(memory_format=layout)
     model = workers.wrap(net)
     plan = training_plan(net, config, lambda epoch: bench.training_batches(epoch, config.batch_size))

@@ -41,18 +41,18 @@ def schedule(config: FinetuneConfig) -> Callable[[float], float]:
 
 
 def _optimizers(net: nn.Module, config: FinetuneConfig) -> list[Optimizer]:
-    """Of the weights and, with a rate of their own, of the quantisers' parameters."""
+    """Of the weights and, with a rate of their own, of the quantisers' parameters; fused, as in the search."""
     apart = quantizer_parameters(net) if config.quantizer_lr else []
     weights = [p for p in net.parameters() if id(p) not in {id(q) for q in apart}]
     found: list[Optimizer] = [_of_weights(weights, config)]
     if apart:
-        found.append(torch.optim.Adam(apart, lr=config.quantizer_lr))
+        found.append(torch.optim.Adam(apart, lr=config.quantizer_lr, fused=True))
     return found
 
 
 def _of_weights(weights: list[nn.Parameter], config: FinetuneConfig) -> Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
         weights,
         lr=config.lr,
@@ -60,4 +60,5 @@ def _of_weights(weights: list[nn.Parameter], config: FinetuneConfig) -> Optimize
         weight_decay=config.weight_decay,
         # Of a momentum of none torch makes no Nesterov's.
         nesterov=config.momentum > 0,
+        fused=True,
     )

@@ -34,6 +34,7 @@ class ImitationTerms:
     def __call__(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         """`logits` are the supernet's for the batch, from its last forward pass. `p` is the mean over the images."""
         config = self.config
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         classes = batch.labels if config.target_class == "label" else logits.detach().argmax(1)
         size = batch.images.shape[2] if config.resolution == "input" else 0
         ours = at_size(self.ours.maps(logits, classes), size)
@@ -46,7 +47,8 @@ class ImitationTerms:
         """p of all images, or ρ of each [N]."""
         config = self.config
         if config.p:
-            return torch.tensor(config.p, device=logits.device)
+            # Filled on the device: to copy a number there would make the step wait.
+            return torch.full((), config.p, device=logits.device)
         if isinstance(config, RgmpqConfig) and config.imitation == "dynamic":
             return hardness(cross_entropy(logits.detach(), labels, reduction="none"), reference_risks)
         bits = self.supernet.expected_bits()

@@ -46,7 +46,7 @@ from trainables.quantizers.lsq import LsqActivations, LsqWeights
 from trainables.quantizers.switchable_norm import SwitchableBatchNorm, switch_norms
 from trainables.reference import Bench
 from trainables.report import EpochReport, Report
-from trainables.stepping import Batches, StepTerms, TrainingPlan
+from trainables.stepping import Batches, StepTerms, TrainingPlan, check_precision, memory_layout
 from trainables.supernet import Roles, mixed_copy
 from trainables.training import cosine, train
 
@@ -111,7 +111,7 @@ class JointNetwork:
         self.mixtures = {name: layers[name].mixture for name in roles.searched}
         self.norms = switch_norms(self.net, bench.probe, roles.searched, count=len(self.passes))
         self._calibrate(bench.calibration_images(config.batch_size))
-        self.net.requires_grad_(True)
+        self.net.requires_grad_(True).to(memory_format=memory_layout(channels_last=config.channels_last))
 
     @torch.no_grad()
     def _calibrate(self, images: Tensor) -> None:
@@ -190,8 +190,10 @@ def nearest_pass(passes: tuple[tuple[int, int], ...], weight_bits: int, act_bits
 def search(bench: Bench, config: LimpqConfig, budget: BudgetConfig, report: Report) -> Choices:
     """What the indicators are worth. Reports each epoch's losses, and the BOPs of the policy that would be chosen now.
 
-    Raises InfeasibleBudgetError before the first step where no policy keeps the budget.
+    Raises InfeasibleBudgetError before the first step where no policy keeps the budget, and ConfigError for a precision
+    that the device does not have.
     """
+    check_precision("method.amp", config.amp, bench.workers.device)
     template = offered(bench, config)
     ceilings(template, bench.costs, budget)
     joint = JointNetwork(bench, config)
@@ -230,6 +232,7 @@ def joint_plan(bench: Bench, joint: JointNetwork, config: LimpqConfig) -> Traini
         batches=batches,
         optimizers=[make_optimizer(joint, config)],
         lr_factor=cosine(config.epochs),
+        precision=config.amp,
         checkpoint_every=CHECKPOINT_EVERY,
     )
 
@@ -243,7 +246,7 @@ def make_optimizer(joint: JointNetwork, config: LimpqConfig) -> torch.optim.Opti
         {"params": [p for p in joint.net.parameters() if (id(p) in free) is without], "weight_decay": decay}
         for without, decay in ((False, config.weight_decay), (True, 0.0))
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> list[StepTerms[JointBatch]]:
@@ -253,6 +256,8 @@ def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> li
     knows what foretells top-1. Like a policy it has other widths in every layer, and it is the same for all smoothings.
     """
 
+    layout = memory_layout(channels_last=config.channels_last)
+
     def terms(logits: Tensor, batch: JointBatch, name: str) -> dict[str, Tensor]:
         loss = nn.functional.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
         return {"loss": loss, f"loss_{name}": loss}
@@ -260,13 +265,15 @@ def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> li
     def uniform(place: int) -> StepTerms[JointBatch]:
         def step_terms(batch: JointBatch) -> dict[str, Tensor]:
             joint.use_uniform(place)
-            return terms(model(batch.images), batch, "w{}a{}".format(*joint.passes[place]))
+            return terms(
+                model(batch.images.contiguous(memory_format=layout)), batch, "w{}a{}".format(*joint.passes[place])
+            )
 
         return step_terms
 
     def drawn(batch: JointBatch) -> dict[str, Tensor]:
         joint.use(batch.drawn)
-        logits = model(batch.images)
+        logits = model(batch.images.contiguous(memory_format=layout))
         risk = nn.functional.cross_entropy(logits.detach(), batch.labels)
         return {**terms(logits, batch, "random"), "task_risk": risk}
 

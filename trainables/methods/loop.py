@@ -25,7 +25,7 @@ from trainables.quantizers.layers import calibrate, quantizer_parameters
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
 from trainables.risks import budget_barrier, complexity_risk
-from trainables.stepping import StepTerms, TrainingPlan
+from trainables.stepping import Batches, StepTerms, TrainingPlan, check_precision, memory_layout
 from trainables.supernet import Supernet, build_supernet
 from trainables.training import every, train
 
@@ -49,7 +49,10 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
     DEVIATION: clips start at 6 (PACT) where a layer reads no negative values. Else they are calibrated on a few images:
     what a transformer's projections read is so small that with a range of ±6 it is rounded to zero, and stays there.
     Steps, intervals and gains have no such start: a first training batch sets those of all layers.
+
+    Raises ConfigError for a precision that the device does not have.
     """
+    check_precision("method.amp", config.amp, bench.workers.device)
     net = bench.reference
     if config.start == "scratch":
         net = fresh_network(bench.config, bench.data).to(bench.workers.device)
@@ -59,7 +62,7 @@ def new_supernet(bench: Bench, config: SupernetConfig) -> Supernet:
         calibrate(supernet.net, bench.probe, layers=signed)
     else:
         calibrate(supernet.net, bench.calibration_images(config.batch_size))
-    supernet.net.requires_grad_(True)
+    supernet.net.requires_grad_(True).to(memory_format=memory_layout(channels_last=config.channels_last))
     return supernet
 
 
@@ -84,17 +87,25 @@ def run(
         metrics = {**means, "policy_bops_g": policy_bops, "certainty": supernet.certainty()}
         report(EpochReport(stage="search", epoch=epoch, epochs=config.epochs, metrics=metrics))
 
-    plan = TrainingPlan(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        batches=lambda epoch: bench.training_batches(epoch, config.batch_size),
-        optimizers=make_optimizers(supernet, config),
-        lr_factor=every(config.lr_decay_every),
-    )
+    plan = training_plan(supernet, config, lambda epoch: bench.training_batches(epoch, config.batch_size))
     objective = make_objective(model, supernet, config, generalisation, limits=limits)
     kept = bench.checkpoint.begin("search", supernet.net)
     train(model, plan, objective, workers=workers, on_epoch=on_epoch, checkpoint=kept)
     return supernet.choices(name)
+
+
+def training_plan(
+    supernet: Supernet, config: SupernetConfig, batches: Callable[[int], Batches[Batch]]
+) -> TrainingPlan[Batch]:
+    """How a supernet is trained, on this worker's shares of an epoch's batches (from 0)."""
+    return TrainingPlan(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        batches=batches,
+        optimizers=make_optimizers(supernet, config),
+        lr_factor=every(config.lr_decay_every),
+        precision=config.amp,
+    )
 
 
 def make_objective(
@@ -110,8 +121,13 @@ def make_objective(
     `limits` are what the barrier stands at (`allocate.ceilings`).
     """
 
+    layout = memory_layout(channels_last=config.channels_last)
+
     def step_terms(batch: Batch) -> dict[str, Tensor]:
-        logits = model(batch.images)
+        with supernet.probabilities_at_once():
+            return terms_of(batch, model(batch.images.contiguous(memory_format=layout)))
+
+    def terms_of(batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         terms = {"task_risk": nn.functional.cross_entropy(logits, batch.labels)}
         weight_bits, act_bits = supernet.expected_bits()
         terms["complexity_risk"] = complexity_risk(weight_bits, act_bits, macs=supernet.macs, start=supernet.start)
@@ -131,13 +147,16 @@ def make_optimizers(supernet: Supernet, config: SupernetConfig) -> list[torch.op
     """SGD for the weights and SGD for the bit logits, each with its own rate; Adam for what DAQ's quantisers learn.
 
     What other quantisers learn is trained as weights are.
+
+    Fused: an update is one pass over memory, not one for each of its parts, and a loss scaler's overflows are looked at
+    on the device.
     """
     logits = supernet.bit_logits()
     learned = quantizer_parameters(supernet.net) if config.quantizer == "daq" else []
     apart = {id(p) for p in (*logits, *learned)}
     weights = [p for p in supernet.net.parameters() if id(p) not in apart]
     found: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
         for parameters, lr in ((weights, config.weight_lr), (logits, config.bit_lr))
     ]
-    return [*found, torch.optim.Adam(learned, lr=DAQ_LR)] if learned else found
+    return [*found, torch.optim.Adam(learned, lr=DAQ_LR, fused=True)] if learned else found
