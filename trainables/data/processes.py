@@ -109,3 +109,9 @@ def made(
         found.busy = False
         if failed and _kept.get(key) is found:
             del _kept[key]
+
+
+def stop() -> None:
+    """Ends all processes that no epoch is being read from."""
+    for key in [key for key, found in _kept.items() if not found.busy]:
+        del _kept[key]

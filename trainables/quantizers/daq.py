@@ -38,6 +38,7 @@ from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.grid import Grid
 from trainables.quantizers.learned_passes import fused, lying_like, without_gaps
+from trainables.quantizers.staircase import deviation
 
 GAMMA = 2.0
 WEIGHT_SIGMA, ACT_SIGMA = 1.0, 2.0
@@ -172,7 +173,7 @@ class DaqWeights(nn.Module):
     def forward(self, weight: Tensor, probs: Tensor) -> Tensor:
         """Mixed weight with β, shape of `weight`; probs [n]."""
         fixed = weight.detach()
-        standardised = (weight - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
+        standardised = (weight - fixed.mean()) / deviation(fixed).clamp_min(1e-12)
         # Ends that training has carried across each other change places: the codes keep their order.
         low, high = torch.minimum(self.low, self.high), torch.maximum(self.low, self.high)
         levels: Tensor = _DistanceAware.apply(
