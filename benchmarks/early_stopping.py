@@ -6,7 +6,10 @@ some trials slower than others. Shares of the whole sweep are printed: of its ep
 hypervolume that is dominated by the trials that finished; the latter also for stopping as many trials at the same
 epochs at random, and for a sweep of fewer trials, none stopped, that spends as many epochs.
 
-Run: python benchmarks/early_stopping.py [--orders 20] [--no-ard]
+Then what no rule can beat that looks at every trial's first epoch and may spend a share of all epochs: the best choice
+of whole trials in hindsight, and the best choice by what a regression foretells that has learnt from all other trials.
+
+Run: python benchmarks/early_stopping.py [--orders 20] [--no-ard] [--halves]
 """
 
 from __future__ import annotations
@@ -16,22 +19,27 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from pathlib import Path
 from statistics import mean
 
+from service.contribution import ContributionRule
+from service.forecast import coordinates, foretell
 from service.halving import Halving, rung_values
-from service.hypervolume import hypervolume
+from service.hypervolume import Box, hypervolume
 from service.pareto import OBJECTIVES, Point, losses
+from service.space import Domain, Scalar, parse_domain
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 SWEEPS = ("recorded_sweep.json", "recorded_tuning.json")
 MARGIN = 0.1
 """The hypervolume's reference lies this share of its span beyond the worst of each objective over the whole sweep."""
-SETTINGS = ((3, 3), (4, 3), (2, 3), (3, 2), (3, 1), (2, 1))
+HALVING = ((3, 3), (3, 2), (3, 1), (2, 1))
 """Reduction and min_epochs."""
+SHARES = (0.25, 0.35, 0.5)
 GoesOn = Callable[[int, int], bool]
 """(place of the trial, finished epochs) -> whether it goes on."""
 
@@ -43,6 +51,15 @@ class Trial:
     epochs: Sequence[tuple[str, Mapping[str, float]]]
     """Stage and metrics of each."""
     final: Point
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def length(self, stage: str) -> int:
+        """Epochs of a stage."""
+        return sum(name == stage for name, _ in self.epochs)
+
+
+Rule = Callable[[Sequence[Trial]], GoesOn]
+"""What a rule that knows nothing yet does with trials that come in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +89,14 @@ def load(path: Path, *, ard: bool) -> list[Trial]:
             for stage, columns in content["columns"].items()
             for row in trial[stage]
         ]
-        trials.append(Trial(epochs, trial["final"]))
+        trials.append(Trial(epochs, trial["final"], trial["settings"]))
     return trials
+
+
+def space_of(path: Path) -> dict[str, Domain]:
+    """What the trials of a recorded sweep vary."""
+    spec = json.loads(path.read_text())["made"]["spec"]
+    return {name: parse_domain(entry) for name, entry in spec["space"].items()}
 
 
 def replay(
@@ -106,12 +129,27 @@ def replay(
 
 
 def by_halving(trials: Sequence[Trial], *, reduction: int, min_epochs: int) -> GoesOn:
-    """Early stopping, as a sweep does it."""
+    """Successive halving, as a sweep does it."""
     halving = Halving(reduction=reduction, min_epochs=min_epochs, epochs=max(len(trial.epochs) for trial in trials))
 
     def goes_on(place: int, epoch: int) -> bool:
         stage, metrics = trials[place].epochs[epoch - 1]
         return halving.report(str(place), epoch, rung_values(stage, metrics, OBJECTIVES), stage=stage)
+
+    return goes_on
+
+
+def by_contribution(trials: Sequence[Trial], *, share: float, space: Mapping[str, Domain]) -> GoesOn:
+    """Stopping by hypervolume, as a sweep does it."""
+    rule = ContributionRule(share=share, space=space)
+
+    def goes_on(place: int, epoch: int) -> bool:
+        trial = trials[place]
+        stage, metrics = trial.epochs[epoch - 1]
+        if epoch > 1 and trial.epochs[epoch - 2][0] == stage:
+            return True
+        values, epochs = rung_values(stage, metrics, OBJECTIVES), (trial.length("search"), trial.length("finetune"))
+        return rule.report(str(place), stage, values, settings=trial.settings, epochs=epochs).goes_on
 
     return goes_on
 
@@ -161,8 +199,8 @@ class Row:
     volume_of_fewer: float
 
 
-def compare(trials: Sequence[Trial], *, reduction: int, min_epochs: int, at_once: int, orders: int) -> Row:
-    """Halving in the recorded order and in `orders` shuffled ones, against chance and against fewer trials.
+def compare(trials: Sequence[Trial], rule: Rule, *, at_once: int, orders: int) -> Row:
+    """A rule in the recorded order and in `orders` shuffled ones, against chance and against fewer trials.
 
     In the shuffled orders trials are up to four times as fast as others.
     """
@@ -173,8 +211,7 @@ def compare(trials: Sequence[Trial], *, reduction: int, min_epochs: int, at_once
         order = draw.sample(places, len(places)) if seed else places
         times = [2 ** draw.uniform(-1, 1) if seed else 1.0 for _ in places]
         shuffled = [trials[i] for i in order]
-        halving = by_halving(shuffled, reduction=reduction, min_epochs=min_epochs)
-        found = replay(shuffled, halving, at_once=at_once, epoch_times=times)
+        found = replay(shuffled, rule(shuffled), at_once=at_once, epoch_times=times)
         chance = replay(shuffled, by_chance(found, seed=seed), at_once=at_once)
         fewer = draw.sample(places, max(1, round(scale.epochs(found) * len(trials))))
         volumes = (scale.volume(found.finished, order), scale.volume(chance.finished, order))
@@ -183,24 +220,71 @@ def compare(trials: Sequence[Trial], *, reduction: int, min_epochs: int, at_once
     return Row(*columns[0][:2], *means)
 
 
+def greedy(points: Sequence[Point], count: int) -> list[int]:
+    """Places of points, one after the other that which adds most to the hypervolume of those before it."""
+    box, chosen = Box.around(points), list[int]()
+    for _ in range(count):
+        left = [place for place in range(len(points)) if place not in chosen]
+        chosen.append(max(left, key=lambda i: (box.share([points[j] for j in (*chosen, i)]), -i)))
+    return chosen
+
+
+def foretold_by_others(trials: Sequence[Trial], space: Mapping[str, Domain]) -> list[Point]:
+    """What the settings and the first epoch of each trial foretell, learnt from all others that were run to the end."""
+    early = []
+    for trial in trials:
+        early.append((*coordinates(space, trial.settings), *rung_values(*trial.epochs[0], OBJECTIVES)))
+    points = []
+    for place in range(len(trials)):
+        late = {i: losses(trial.final, OBJECTIVES) for i, trial in enumerate(trials) if i != place}
+        found = foretell(early, late)[place]
+        points.append({o.name: -x if o.direction == "max" else x for o, x in zip(OBJECTIVES, found, strict=True)})
+    return points
+
+
+def limits(trials: Sequence[Trial], space: Mapping[str, Domain], *, share: float) -> tuple[int, float, float, float]:
+    """Whole trials that a share of the epochs pays for after one epoch of each of the others, and the volume that is
+    kept: by the best choice in hindsight, by the best forecast, and by any (mean of 200)."""
+    scale, epochs = Scale(trials), len(trials[0].epochs)
+    count = int(len(trials) * (share * epochs - 1) / (epochs - 1))
+    places, draw = list(range(len(trials))), random.Random(0)
+    hindsight = scale.volume(greedy(scale.finals, count), places)
+    forecast = scale.volume(greedy(foretold_by_others(trials, space), count), places)
+    return count, hindsight, forecast, mean(scale.volume(draw.sample(places, count), places) for _ in range(200))
+
+
+def print_sweep(name: str, trials: Sequence[Trial], space: Mapping[str, Domain], *, orders: int) -> None:
+    """Its table, and what the choice of trials is worth."""
+    print(f"\n{name}: {len(trials)} trials of {len(trials[0].epochs)} epochs; shares of the whole sweep in %")
+    print("| rule | at once | epochs | volume | mean: epochs | volume | by chance | fewer trials |")
+    print("|---|---|---|---|---|---|---|---|")
+    rules: dict[str, Rule] = {
+        f"successive-halving {reduction}, {first}": partial(by_halving, reduction=reduction, min_epochs=first)
+        for reduction, first in HALVING
+    }
+    rules |= {f"hypervolume {share}": partial(by_contribution, share=share, space=space) for share in SHARES}
+    for label, rule in rules.items():
+        for at_once in (1, 4, 8):
+            row = compare(trials, rule, at_once=at_once, orders=orders)
+            print(f"| {label} | {at_once} |", " | ".join(f"{100 * x:.1f}" for x in astuple(row)), "|", flush=True)
+    for share in SHARES:
+        count, *found = limits(trials, space, share=share)
+        told = ", ".join(f"{100 * x:.1f}" for x in found)
+        print(f"{share:g} of the epochs, {count} whole trials: in hindsight, by forecast, any: {told}")
+
+
 def main() -> None:
     """Prints a table for each recorded sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, default=20, help="shuffled orders, besides the recorded one")
     parser.add_argument("--no-ard", action="store_true", help="as if finetune epochs did not report ARD")
+    parser.add_argument("--halves", action="store_true", help="each half of the trials as a sweep of its own")
     args = parser.parse_args()
     for name in SWEEPS:
-        trials = load(GOLDEN / name, ard=not args.no_ard)
-        print(f"\n{name}: {len(trials)} trials of {len(trials[0].epochs)} epochs; shares of the whole sweep in %")
-        print(
-            "| reduction | min_epochs | at once | epochs | volume | mean: epochs | volume | by chance | fewer trials |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
-        for reduction, min_epochs in SETTINGS:
-            for at_once in (1, 2, 4, 8):
-                row = compare(trials, reduction=reduction, min_epochs=min_epochs, at_once=at_once, orders=args.orders)
-                cells = " | ".join(f"{100 * share:.0f}" for share in astuple(row))
-                print(f"| {reduction} | {min_epochs} | {at_once} | {cells} |")
+        trials, space = load(GOLDEN / name, ard=not args.no_ard), space_of(GOLDEN / name)
+        middle = len(trials) // 2
+        for part in (trials[:middle], trials[middle:]) if args.halves else (trials,):
+            print_sweep(name, part, space, orders=args.orders)
 
 
 if __name__ == "__main__":

@@ -188,9 +188,12 @@ def _readable(domain: Range) -> str:
 
 
 def _work_if_stopped(spec: SweepSpec) -> float:
-    """Whole trials' worth of work if each trial that can be stopped is, at the first rung. The first one never is."""
+    """Whole trials' worth of work if each trial that can be stopped is, at the first rung. The first one never is.
+    A share of the epochs is what its rule aims at."""
     config, rule = typical_config(spec), spec.early_stopping
     epochs = config.method.search_epochs + config.finetune.epochs
+    if rule.name == "hypervolume":
+        return rule.share * spec.trials
     if rule.name == "none" or rule.min_epochs >= epochs:
         return float(spec.trials)
     return 1 + (spec.trials - 1) * rule.min_epochs / epochs

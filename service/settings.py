@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import zoneinfo
@@ -66,8 +67,11 @@ class EarlyStoppingConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    name: Literal["none", "successive-halving"] = "none"
-    """`successive-halving`: asynchronous, on the non-dominated rank of what is known at a rung."""
+    name: Literal["none", "successive-halving", "hypervolume"] = "none"
+    """`successive-halving`: asynchronous, on the non-dominated rank of what is known at a rung; `hypervolume`: what
+    adds most to the front goes on, within a share of the epochs."""
+    share: float = 0.35
+    """Of `hypervolume`: of the epochs that all trials would take, those that are spent; between 0 and 1."""
     reduction: int = 3
     """Of so many trials that reach a rung one goes on; rungs are this factor apart."""
     min_epochs: int = 3
@@ -78,6 +82,16 @@ class EarlyStoppingConfig:
             raise ConfigError(f"early_stopping.reduction is {self.reduction}; give at least 2.")
         if self.min_epochs < 1:
             raise ConfigError(f"early_stopping.min_epochs is {self.min_epochs}; give at least 1.")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"early_stopping.share is {self.share}; give more than 0 and less than 1.")
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The settings on which results depend: those that the rule has."""
+        content = dataclasses.asdict(self)
+        for key in ("reduction", "min_epochs") if self.name == "hypervolume" else ("share",):
+            del content[key]
+        return content
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ early_stopping: {early_stopping}
 storage: {{path: {path}}}
 """
 HALVING = "{name: successive-halving, reduction: 2, min_epochs: 2}"
+HYPERVOLUME = "{name: hypervolume, share: 0.5}"
 EPOCHS = [("search", epoch) for epoch in (1, 2, 3, 4)] + [("finetune", epoch) for epoch in (1, 2, 3, 4)]
 
 
@@ -146,6 +148,17 @@ def test_trials_are_pruned_exactly_where_halving_says_so_and_it_is_written_down(
             assert record.state == "running"
 
 
+def test_by_hypervolume_trials_are_judged_after_the_first_epoch_of_each_stage_and_told_why(tmp_path: Path) -> None:
+    sweep, draw = Sweep.begin(spec_of(tmp_path, early_stopping=HYPERVOLUME)), random.Random(0)
+    decisions = run_until(sweep, draw, end=1000)
+    assert {count for _, count, decision in decisions if decision == "STOP"} == {1, 5}
+    assert 0.4 <= len(decisions) / (12 * 8) <= 0.6
+    pruned = [trial.error for trial in sweep.store.trials() if trial.state == "pruned"]
+    shown = r"stopped early after epoch 1 of the (search|finetune): (\d+ of the last \d+ trials add|too few are known)"
+    assert all(re.match(shown, error) for error in pruned)
+    assert {noted["epoch"] for noted in sweep.store.rungs()} == {1, 5}
+
+
 def test_without_early_stopping_every_trial_goes_on(tmp_path: Path) -> None:
     sweep, draw = Sweep.begin(spec_of(tmp_path, early_stopping="{}")), random.Random(0)
     for number in range(6):
@@ -203,13 +216,14 @@ class SameNumbers(random.Random):
         return 0.5
 
 
+@pytest.mark.parametrize("rule", [HALVING, HYPERVOLUME], ids=["halving", "hypervolume"])
 @pytest.mark.parametrize("cut", [1, 3, 9, 14, 25, 30])
-def test_a_new_driver_decides_as_the_one_that_was_killed_would_have(tmp_path: Path, cut: int) -> None:
+def test_a_new_driver_decides_as_the_one_that_was_killed_would_have(tmp_path: Path, cut: int, rule: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    whole = run_until(Sweep.begin(spec_of(tmp_path / "a")), SameNumbers(), end=1000)
+    whole = run_until(Sweep.begin(spec_of(tmp_path / "a", early_stopping=rule)), SameNumbers(), end=1000)
     assert {decision for *_, decision in whole} == {"CONTINUE", "STOP"}
-    spec = spec_of(tmp_path / "b")
+    spec = spec_of(tmp_path / "b", early_stopping=rule)
     before = Sweep.begin(spec)
     first = run_until(before, SameNumbers(), end=cut)
     after = Sweep.begin(spec)

@@ -93,6 +93,8 @@ def test_the_identity_is_of_what_results_depend_on(load: Load) -> None:
         ("trials: 8", "trials: 8\nconstraints: [top1 >= 50.0000001]"),
         ("trials: 8", "trials: 8\nconstraints: [top1 >= 50.0000002]"), ("trials: 8", "trials: 8\nsampler: {seed: 1}"),
         ("trials: 8", "trials: 8\nearly_stopping: {name: successive-halving}"),
+        ("trials: 8", "trials: 8\nearly_stopping: {name: hypervolume}"),
+        ("trials: 8", "trials: 8\nearly_stopping: {name: hypervolume, share: 0.5}"),
         ("trials: 8", "trials: 8\nwarm_start: {points: [{}]}"),
         ("trials: 8", "trials: 8\nresources: {cpus_per_worker: 2}"),
     ]  # fmt: skip
