@@ -60,7 +60,7 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
     from service.spec import load_spec
 
     spec = load_spec(spec_file, overrides, smoke=smoke)
-    _preflight(spec, address)
+    _preflight_and_begin(spec, address)
     from service.orchestrate.worker import now_ms
     from service.sweeps import open_sweep, with_extensions
 
@@ -70,9 +70,31 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
 
 def _preflight(spec: SweepSpec, address: str) -> None:
     """Everything that can be known to fail. The size of a cluster is checked once it is connected."""
-    from service.preflight import check, needs_survey
+    _check_machine(spec, address)
+    _check_networks(spec)
+
+
+def _preflight_and_begin(spec: SweepSpec, address: str) -> None:
+    """As `_preflight`, of a sweep that runs next: Ray starts while its networks are counted."""
+    from service.sweeps import is_finished
+
+    _check_machine(spec, address)
+    if not address and not is_finished(spec):
+        from service.orchestrate.cluster import begin
+
+        begin(spec)
+    _check_networks(spec)
+
+
+def _check_machine(spec: SweepSpec, address: str) -> None:
+    from service.preflight import check
 
     check(spec, cpus=float("inf") if address else None, gpus=float("inf") if address else None)
+
+
+def _check_networks(spec: SweepSpec) -> None:
+    from service.preflight import needs_survey
+
     if needs_survey(spec):
         _survey(spec)
 
@@ -101,7 +123,7 @@ def resume(ctx: click.Context, name: str, storage: Path, address: str) -> None:
     if store.sweep().kind == "finetune":
         drive_promotion(ctx, store, address)
     spec = stored_spec(store)
-    _preflight(spec, address)
+    _preflight_and_begin(spec, address)
     drive_sweep(ctx, store, spec, address)
 
 

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bitfront.mirror")
 
-PAUSE_S = 0.5
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+SHARE = 0.02
+"""Of a processor that syncs take at most while a sweep runs: its trials need them all."""
 REFRESH_S = 30.0
 """While a driver runs, what changes with every trial and costs a request for each of many is told no more often: ranks
 of the other trials, files of the front, the note."""
@@ -268,13 +270,14 @@ class BackgroundMirror:
 
     def _work(self) -> None:
         due_s: float | None = None
+        pause_s = PAUSE_S
         while True:
             self._wanted.wait(due_s)
             # What comes in the meantime is one sync: epochs may be short, and trials many.
-            self._closing.wait(PAUSE_S)
+            self._closing.wait(pause_s)
             # In this order: `close` sets both, and its wish must not be cleared unread.
             self._wanted.clear()
-            closing = self._closing.is_set()
+            closing, began_s = self._closing.is_set(), time.thread_time()
             try:
                 due_s = self._tracker.sync(closing=closing)
                 self._error = None
@@ -285,3 +288,4 @@ class BackgroundMirror:
                 self._error = error
             if closing:
                 return
+            pause_s = min(max(PAUSE_S, (time.thread_time() - began_s) / SHARE), LONGEST_PAUSE_S)

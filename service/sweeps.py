@@ -56,6 +56,14 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
     return store
 
 
+def is_finished(spec: SweepSpec) -> bool:
+    """Whether the storage has a sweep of this name that ran to its end."""
+    folder = Path(spec.storage.path).absolute() / spec.name
+    with contextlib.suppress(StorageError):
+        return SweepStore(folder).sweep().end == "finished"
+    return False
+
+
 def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:
     """What a new sweep's own record says."""
     return SweepRecord(

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import shutil
 import traceback
+from collections.abc import Callable
 
 import ray
 
@@ -44,10 +45,19 @@ def baseline_is_wanted(spec: SweepSpec, store: SweepStore) -> bool:
     return kept is None or not kept.is_of(knee.trial_id, knee.policy_hash, spec.seed)
 
 
-def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, science: Science, *, seconds: float) -> None:
+def make_baseline(
+    spec: SweepSpec,
+    store: SweepStore,
+    progress: Progress,
+    science: Science,
+    *,
+    seconds: float,
+    meanwhile: Callable[[], object],
+) -> None:
     """Draws and finetunes the random policy of the knee, in at most so many seconds. Raises nothing.
 
-    Ctrl-C ends this alone, as a request to stop does: the sweep is finished.
+    `meanwhile` is called once while a worker finetunes; not at all where none comes to it. Ctrl-C
+    ends this alone, as a request to stop does: the sweep is finished.
     """
     more = f"no time left within limits.wall_time; `bitfront extend {store.folder.name} --wall-time …` makes it"
     if seconds <= 0:
@@ -59,7 +69,7 @@ def make_baseline(spec: SweepSpec, store: SweepStore, progress: Progress, scienc
     wanted = Baseline(knee=knee.trial_id, knee_policy=knee.policy_hash, seed=spec.seed)
     progress.note(f"random policy of {knee.trial_id}'s cost: finetuning, to compare attribution with …")
     try:
-        told = _described(_made(spec, store, knee, wanted, science, seconds=seconds))
+        told = _described(_made(spec, store, knee, wanted, science, seconds=seconds, meanwhile=meanwhile))
     except (StoppedError, KeyboardInterrupt):
         # After Ctrl-C nothing else is begun either.
         driver.request_stop(store.folder)
@@ -95,7 +105,14 @@ def _described(found: Baseline) -> str:
 
 
 def _made(
-    spec: SweepSpec, store: SweepStore, knee: TrialRecord, wanted: Baseline, science: Science, *, seconds: float
+    spec: SweepSpec,
+    store: SweepStore,
+    knee: TrialRecord,
+    wanted: Baseline,
+    science: Science,
+    *,
+    seconds: float,
+    meanwhile: Callable[[], object],
 ) -> Baseline:
     policy = _drawn(spec, store, knee)
     job = FinetuneJob(
@@ -113,7 +130,8 @@ def _made(
         made = task.remote(job, spec, scratch=store.folder / TRAIN_FOLDER)
     else:
         made = ray.remote(**task_options(spec))(finetune_policy).remote(job, rank=0, tell=silent)
-    awaited(made, store, seconds=min(seconds, parse_duration(spec.limits.trial_time) or seconds))
+    limit_s = min(seconds, parse_duration(spec.limits.trial_time) or seconds)
+    awaited(made, store, seconds=limit_s, meanwhile=meanwhile)
     found = Baseline.find(store.folder)
     if found is None:
         raise RuntimeError("the workers ended without a record")

@@ -1,10 +1,21 @@
-"""A Ray for a sweep: one of its own on this machine, or a cluster that is there."""
+"""A Ray for a sweep: one of its own on this machine, or a cluster that is there.
+
+A Ray of one's own takes seconds to start, and each of its processes takes seconds to import what a trial needs. Both
+happen while the driver does something else: reads the sweep's data, counts its networks, trains its reference.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import importlib
+import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,23 +31,114 @@ GIVE_UP_S = "10"
 """A driver whose own Ray has been killed should end, not wait a minute for it to come back."""
 
 
+NEEDED = ("service.orchestrate.sweep", "trainables.trial", "dashboards.bits")
+"""What a trial's process imports."""
+
+
+class _Start:
+    """A Ray of our own, started by a thread.
+
+    The thread lives as long as that Ray: the system ends Ray's processes with the thread that has begun them.
+    """
+
+    def __init__(self, spec: Launched) -> None:
+        self._ready, self._done = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, args=(spec,), name="bitfront-ray", daemon=True).start()
+        # Before Ray's own: it ends no Ray that is half there.
+        atexit.register(self._ready.wait)
+
+    def wait(self) -> None:
+        """Until Ray is there. Raises what went wrong."""
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Ray has been shut down."""
+        self._done.set()
+
+    def _run(self, spec: Launched) -> None:
+        # Ray says that it sets no handler for SIGTERM outside the main thread; drivers have their own.
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+        try:
+            _start("")
+            _import_ahead(spec)
+        except Exception as error:  # whatever it is, it is told to whoever needs this Ray
+            self._error = error
+        self._ready.set()
+        self._done.wait()
+
+
+_begun: list[_Start] = []
+"""At most one: begun, and not connected to yet."""
+
+
+def begin(spec: Launched) -> None:
+    """Begins to start a Ray of our own, which `connected` waits for; nothing where this process uses one already.
+
+    Should nobody connect, it ends with this process.
+    """
+    if ray.is_initialized() or _begun:
+        return
+    # Not in the thread: two threads that import a package at once can see half of it, and other libraries share these.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ray.dashboard.optional_deps")
+    _set_environment()
+    _begun.append(_Start(spec))
+
+
 @contextmanager
 def connected(spec: Launched, address: str) -> Iterator[None]:
     """A Ray of our own for the time of a sweep, the cluster at `address`, or the one that this process already uses."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Workers stay in the driver's folder: a relative data.root is one place for both.
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    if ray.is_initialized():
+    _set_environment()
+    start = _begun.pop() if _begun else None
+    if start is None and ray.is_initialized():
         _check(spec)
         yield
         return
-    _start(address)
+    if start is not None:
+        start.wait()
+        if threading.current_thread() is threading.main_thread():
+            # As Ray does where it is started in this thread: whoever holds something gives it back.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    else:
+        _start(address)
+        if not address:
+            _import_ahead(spec)
     try:
         _check(spec)
         yield
     finally:
         _stop()
+        if start is not None:
+            start.end()
+
+
+def _set_environment() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Workers stay in the driver's folder: a relative data.root is one place for both.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+
+
+def _import_ahead(spec: Launched) -> None:
+    """Has as many of Ray's waiting processes as trials will take import what these need; waits for none.
+
+    Not where trials have GPUs: a process learns which are its own when its trial comes, and an import may look before.
+    """
+    resources = spec.resources
+    if resources.gpus_per_worker:
+        return
+    each = 1 if resources.launch_resolved == "process" else resources.workers
+    task = ray.remote(num_cpus=0, max_retries=0)(_import_needed)
+    for _ in range(min(resources.concurrency * each, os.cpu_count() or 1)):
+        task.remote()
+
+
+def _import_needed() -> None:
+    for module in NEEDED:
+        importlib.import_module(module)
 
 
 def _stop() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +106,26 @@ def task_options(spec: Launched) -> dict[str, Any]:
     return {**needs, "max_retries": spec.limits.retries}
 
 
-def awaited(made: ray.ObjectRef[Any], store: SweepStore, *, seconds: float = math.inf) -> Any:
-    """What a task returns. Ends it and raises StoppedError on a request to stop, TimeoutError after so many seconds."""
+def awaited(
+    made: ray.ObjectRef[Any],
+    store: SweepStore,
+    *,
+    seconds: float = math.inf,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Any:
+    """What a task returns; `meanwhile` is called once while it runs.
+
+    Ends it and raises StoppedError on a request to stop, TimeoutError after so many seconds.
+    """
     last = time.monotonic() + seconds
     try:
+        meanwhile()
         while not ray.wait([made], timeout=STOP_POLL_S)[0]:
             if driver.stop_requested(store.folder):
                 raise StoppedError
             if time.monotonic() > last:
                 raise TimeoutError
-    except (StoppedError, TimeoutError, KeyboardInterrupt):
+    except BaseException:
         ray.cancel(made, force=True)
         raise
     return ray.get(made)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def _compare_knee(
     """
     if baseline_is_wanted(spec, store):
         note_end(store, FINISHED, running_s=stopper.running_s)
-        publish(store, page=True)
-        make_baseline(spec, store, progress, science, seconds=stopper.seconds_left)
+        drawn = partial(publish, store, page=True)
+        make_baseline(spec, store, progress, science, seconds=stopper.seconds_left, meanwhile=drawn)
 
 
 @contextlib.contextmanager
