@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from trainables.data.splits import Batch
 from trainables.distributed import Workers
 from trainables.method_config import GmpqConfig
 from trainables.methods.gmpq import ImitationTerms
-from trainables.methods.loop import Generalisation, make_objective, make_optimizers
+from trainables.methods.loop import Generalisation, make_objective, training_plan
 from trainables.models import build_network
 from trainables.reference_maps import AskedMaps, KeptMaps, MapSetting
-from trainables.stepping import Step, TrainingPlan
+from trainables.stepping import Step
 from trainables.supernet import assign_roles, build_supernet
 
 SIZE = 2
@@ -59,13 +60,8 @@ def search_steps(workers: Workers, args: argparse.Namespace, images: int) -> Cal
     asked = AskedMaps(reference, MapSetting.of(CONFIG, args.image_size), probe=pixels[:8])
     terms = ImitationTerms(supernet, KeptMaps(*asked(batch)), CONFIG, probe=pixels[:8])
     model = workers.wrap(supernet.net)
-    plan: TrainingPlan[Batch] = TrainingPlan(
-        epochs=1,
-        batch_size=images * workers.size,
-        batches=lambda epoch: [],  # type: ignore[arg-type, return-value]  # the steps get theirs below
-        optimizers=make_optimizers(supernet, CONFIG),
-        lr_factor=lambda progress: 1.0,
-    )
+    config = replace(CONFIG, batch_size=images * workers.size)
+    plan = training_plan(supernet, config, lambda epoch: [batch])  # type: ignore[arg-type,return-value]  # never asked
     step = Step(model, plan, make_objective(model, supernet, CONFIG, Generalisation(CONFIG.eta, terms)), workers)
 
     def steps() -> None:
@@ -133,13 +129,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, medians of {args.rounds} rounds of {args.steps} steps taken in turn")
     for kind, seconds in times.items():
         print(f"{kind:14s} {1000 * seconds:8.1f} ms a step")
-    print(
-        f"{'scaling':8s} {'images, one':>12s} {'images, two':>12s} {'efficiency':>11s} {'ceiling':>8s} {'share of it':>12s}"
-    )
+    print(f"{'scaling':8s} {'images':>14s} {'efficiency':>11s} {'ceiling':>8s} {'share of it':>12s}")
     for scaling, one, alone in (("weak", 1, times["alone, share"]), ("strong", SIZE, times["alone, whole"])):
         efficiency, ceiling = (alone / one * each for each in (1 / times["together"], 1 / times["apart"]))
-        sizes = f"{one * args.batch:12d} {f'2 x {args.batch}':>12s}"
-        print(f"{scaling:8s} {sizes} {efficiency:11.3f} {ceiling:8.3f} {efficiency / ceiling:12.3f}")
+        sizes = f"{one * args.batch}, 2 x {args.batch}"
+        print(f"{scaling:8s} {sizes:>14s} {efficiency:11.3f} {ceiling:8.3f} {efficiency / ceiling:12.3f}")
 
 
 if __name__ == "__main__":
