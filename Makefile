@@ -32,6 +32,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ddp.py
 	$(BIN)/python benchmarks/quantizers.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/partition.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/perturbation.py
