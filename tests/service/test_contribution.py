@@ -180,18 +180,19 @@ def bench() -> ModuleType:
 
 def test_a_third_of_the_epochs_of_recorded_sweeps_keep_what_fewer_trials_keep_or_more(bench: ModuleType) -> None:
     found = {}
-    for name in ("recorded_sweep.json", "recorded_tuning.json"):
+    for name in bench.SWEEPS:
         path = ROOT / "tests" / "golden" / name
         space = bench.space_of(path)
         assert set(space) == set(json.loads(path.read_text())["made"]["spec"]["space"])
         rule = bench.partial(bench.by_contribution, share=0.35, space=space)
         found[name] = bench.compare(bench.load(path, ard=True), rule, at_once=4, orders=8)
     for row in found.values():
-        assert row.epochs == pytest.approx(0.35, abs=0.015)
+        assert row.epochs == pytest.approx(0.35, abs=0.025)
         assert row.volume > row.volume_by_chance + 0.02
     tuning, trade_off = found["recorded_tuning.json"], found["recorded_sweep.json"]
     assert tuning.volume >= 0.965
     assert tuning.volume > tuning.volume_of_fewer
+    assert found["recorded_wide.json"].volume > found["recorded_wide.json"].volume_of_fewer + 0.02
     assert trade_off.volume == pytest.approx(trade_off.volume_of_fewer, abs=0.015)
 
 
