@@ -76,13 +76,13 @@ def _preflight(spec: SweepSpec, address: str) -> None:
 
 def _preflight_and_begin(spec: SweepSpec, address: str) -> None:
     """As `_preflight`, of a sweep that runs next: Ray starts while its networks are counted."""
-    from service.sweeps import is_finished
+    from service.sweeps import is_finished, lacks_reference
 
     _check_machine(spec, address)
     if not address and not is_finished(spec):
         from service.orchestrate.cluster import begin
 
-        begin(spec)
+        begin(imports=lacks_reference(spec))
     _check_networks(spec)
 
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from service import driver
+from service.combinations import references
 from service.merge import read_sweep, reveal
 from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRecord, SweepStore
 from service.revision import revision, version
@@ -18,6 +19,7 @@ from service.space import points
 from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec
 from service.validate import build
 from service.varied import section
+from trainables.api import ReferenceRecord
 from trainables.errors import ConfigError, StorageError, did_you_mean
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
@@ -62,6 +64,17 @@ def is_finished(spec: SweepSpec) -> bool:
     with contextlib.suppress(StorageError):
         return SweepStore(folder).sweep().end == "finished"
     return False
+
+
+def lacks_reference(spec: SweepSpec) -> bool:
+    """Whether a process on this machine, without a GPU, will train a full-precision reference first.
+
+    One with a GPU learns which when its task comes; an import may look before.
+    """
+    if spec.resources.launch_resolved != "process" or spec.resources.gpus_per_worker:
+        return False
+    store = Path(spec.storage.path).absolute() / REFERENCES
+    return any(ReferenceRecord.find(store, key) is None for key in references(spec))
 
 
 def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:

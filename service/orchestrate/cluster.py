@@ -1,7 +1,8 @@
 """A Ray for a sweep: one of its own on this machine, or a cluster that is there.
 
-A Ray of one's own takes seconds to start, and each of its processes takes seconds to import what a trial needs. Both
-happen while the driver does something else: reads the sweep's data, counts its networks, trains its reference.
+A Ray of one's own takes seconds to start, and a process on it takes seconds to import what the reference's training
+needs. Both happen while the driver reads the sweep's data and counts its networks. The processes of Tune's trials
+cannot be had beforehand: an actor with an environment of its own, as Tune gives them, never gets one that has worked.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from service.tracking import first_line
 from trainables.errors import ConfigError
 
 CONNECT_S = 5.0
+IMPORT_S = 30.0
 GIVE_UP_S = "10"
 """A driver whose own Ray has been killed should end, not wait a minute for it to come back."""
 
 
-NEEDED = ("service.orchestrate.sweep", "trainables.trial", "dashboards.bits")
-"""What a trial's process imports."""
+NEEDED = ("service.orchestrate.worker", "trainables.reference", "trainables.trial")
+"""What the process of a reference imports, and later that of the random policy."""
 
 
 class _Start:
@@ -41,10 +43,10 @@ class _Start:
     The thread lives as long as that Ray: the system ends Ray's processes with the thread that has begun them.
     """
 
-    def __init__(self, spec: Launched) -> None:
-        self._ready, self._done = threading.Event(), threading.Event()
+    def __init__(self, *, imports: bool) -> None:
+        self._ready, self._done, self._imports = threading.Event(), threading.Event(), imports
         self._error: Exception | None = None
-        threading.Thread(target=self._run, args=(spec,), name="bitfront-ray", daemon=True).start()
+        threading.Thread(target=self._run, name="bitfront-ray", daemon=True).start()
         # Before Ray's own: it ends no Ray that is half there.
         atexit.register(self._ready.wait)
 
@@ -58,12 +60,13 @@ class _Start:
         """Ray has been shut down."""
         self._done.set()
 
-    def _run(self, spec: Launched) -> None:
+    def _run(self) -> None:
         # Ray says that it sets no handler for SIGTERM outside the main thread; drivers have their own.
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
         try:
             _start("")
-            _import_ahead(spec)
+            if self._imports:
+                ray.wait([ray.remote(num_cpus=0, max_retries=0)(_import_needed).remote()], timeout=IMPORT_S)
         except Exception as error:  # whatever it is, it is told to whoever needs this Ray
             self._error = error
         self._ready.set()
@@ -74,10 +77,10 @@ _begun: list[_Start] = []
 """At most one: begun, and not connected to yet."""
 
 
-def begin(spec: Launched) -> None:
+def begin(*, imports: bool) -> None:
     """Begins to start a Ray of our own, which `connected` waits for; nothing where this process uses one already.
 
-    Should nobody connect, it ends with this process.
+    Should nobody connect, it ends with this process. With `imports`, one of its processes gets ready to compute.
     """
     if ray.is_initialized() or _begun:
         return
@@ -85,7 +88,7 @@ def begin(spec: Launched) -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("ray.dashboard.optional_deps")
     _set_environment()
-    _begun.append(_Start(spec))
+    _begun.append(_Start(imports=imports))
 
 
 @contextmanager
@@ -104,8 +107,6 @@ def connected(spec: Launched, address: str) -> Iterator[None]:
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     else:
         _start(address)
-        if not address:
-            _import_ahead(spec)
     try:
         _check(spec)
         yield
@@ -120,20 +121,6 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Workers stay in the driver's folder: a relative data.root is one place for both.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-
-
-def _import_ahead(spec: Launched) -> None:
-    """Has as many of Ray's waiting processes as trials will take import what these need; waits for none.
-
-    Not where trials have GPUs: a process learns which are its own when its trial comes, and an import may look before.
-    """
-    resources = spec.resources
-    if resources.gpus_per_worker:
-        return
-    each = 1 if resources.launch_resolved == "process" else resources.workers
-    task = ray.remote(num_cpus=0, max_retries=0)(_import_needed)
-    for _ in range(min(resources.concurrency * each, os.cpu_count() or 1)):
-        task.remote()
 
 
 def _import_needed() -> None:

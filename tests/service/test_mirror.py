@@ -19,7 +19,7 @@ from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
 from service.front import find_front
-from service.mirror import REFRESH_S, BackgroundMirror, Tracker
+from service.mirror import REFRESH_S, SHARE, BackgroundMirror, Tracker
 from service.orchestrate.worker import settle_failure
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import resolve_uri
@@ -658,3 +658,26 @@ def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(
     assert one["params"] == {name: str(value) for name, value in settings.items()}
     assert all(len(one["history"][f"search/m{i}"]) == 250 for i in range(10))
     assert one["tags"]["bitfront.state"] == "pruned"
+
+
+def test_syncs_take_a_small_share_of_a_processor_and_the_last_one_waits_for_nothing(store: SweepStore) -> None:
+    begun: list[float] = []
+
+    class Costly(Tracker):
+        def sync(self, *, alive: bool = True, closing: bool = False) -> float | None:
+            begun.append(time.monotonic())
+            until = time.thread_time() + 0.04
+            while time.thread_time() < until:
+                pass
+            return 0.0
+
+    mirror = BackgroundMirror(Costly(store, uri="", experiment=""))
+    mirror.poke()
+    deadline = time.monotonic() + 20
+    while len(begun) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert begun[1] - begun[0] >= 0.04 / SHARE
+    asked = time.monotonic()
+    assert mirror.close() is None
+    assert time.monotonic() - asked < 0.5 * 0.04 / SHARE
