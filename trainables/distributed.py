@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.same_host import SharedMemory, averaged
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -40,6 +42,10 @@ class Workers:
         )
         # All have rank 0's buffers from now on. What training only writes is shared when it is read (`share_buffers`).
         model.broadcast_buffers = not _only_running_statistics(net)
+        shared = None if self.device.type == "cuda" else SharedMemory.of(net, rank=self.rank, size=self.size)
+        if shared is not None:
+            # As it is, torch would look for the class in its annotations, which are strings.
+            model.register_comm_hook(shared, lambda state, bucket: averaged(state, bucket))
         return model
 
     def total(self, values: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from trainables import same_host
 from trainables.averaging import AveragedWeights
 from trainables.checkpoint import Checkpoint
 from trainables.data.images import MemoryImages
 from trainables.data.splits import Batch, loader
 from trainables.distributed import Workers
+from trainables.same_host import SharedMemory
 from trainables.stepping import TrainingPlan
 from trainables.training import train
 
@@ -80,7 +82,33 @@ def worker(rank: int, folder: str) -> None:
     workers = Workers(rank, 2, torch.device("cpu"))
     for centred, always in ((False, False), (False, True), (True, False), (True, True)):
         torch.save(trained(workers, centred=centred, always=always), f"{folder}/{rank}-{centred}-{always}.pt")
+    torch.save(exchanged(rank), f"{folder}/{rank}-exchanged.pt")
+    refused = pytest.MonkeyPatch()
+    if rank == 1:
+        refused.setattr(same_host, "_mapped", lambda path, token, size: None)
+    assert SharedMemory.of(nn.Linear(3, 2), rank=rank, size=2) is None
+    refused.undo()
     dist.destroy_process_group()
+
+
+def gradients(rank: int, step: int) -> list[Tensor]:
+    """Two buckets of a worker, of different types and of sizes that two workers cannot share evenly."""
+    random = torch.Generator().manual_seed(10 * step + rank)
+    return [torch.randn(7001, generator=random), torch.randn(33, generator=random, dtype=torch.float64)]
+
+
+def exchanged(rank: int) -> list[list[Tensor]]:
+    """What this worker has after each of three steps."""
+    net = nn.ParameterList([torch.zeros(7001), torch.zeros(33, dtype=torch.float64)])
+    shared = SharedMemory.of(net, rank=rank, size=2)
+    assert shared is not None
+    steps = []
+    for step in range(3):
+        buckets = gradients(rank, step)
+        for number, bucket in enumerate(buckets):
+            shared.average(bucket, first=number == 0)
+        steps.append(buckets)
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +133,25 @@ def test_networks_and_averages_are_bit_for_bit_those_of_workers_that_tell_buffer
             assert all(torch.equal(other[part][name], tensor) for other in found[1:]), (part, name)
     assert found[0]["second"]["2.running_mean" if centred else "1.running_mean"].abs().max() > 0
     assert (found[0]["second"].keys() >= {"0.mean"}) == centred
+
+
+def test_gradients_that_are_averaged_in_shared_memory_are_their_mean_with_the_same_bits_on_all(folder: Path) -> None:
+    """And no worker uses it where one of them cannot."""
+    found = [torch.load(folder / f"{rank}-exchanged.pt", weights_only=True) for rank in (0, 1)]
+    for step in range(3):
+        for number in (0, 1):
+            expected = (gradients(0, step)[number] + gradients(1, step)[number]) / 2
+            assert torch.equal(found[0][step][number], expected)
+            assert torch.equal(found[1][step][number], expected)
+
+
+def test_memory_of_another_host_is_not_taken_for_the_own(tmp_path: Path) -> None:
+    size, token = 128, bytes(range(32))
+    (tmp_path / "file").write_bytes(bytes(size - 32) + token)
+    found = same_host._mapped(str(tmp_path / "file"), token, size)
+    assert found is not None
+    assert found.tolist() == [0] * (size - 32) + list(token)
+    assert same_host._mapped(str(tmp_path / "file"), bytes(32), size) is None
+    assert same_host._mapped(str(tmp_path / "none"), token, size) is None
+    # One that has ended, or runs on another host.
+    assert same_host._mapped("/proc/999999999/fd/3", token, size) is None
