@@ -29,6 +29,7 @@ lint: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/ddp.py
 	$(BIN)/python benchmarks/quantizers.py
 	$(BIN)/python benchmarks/data.py
@@ -40,6 +41,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/transfer.py --out benchmarks/transfer
 	$(BIN)/python benchmarks/early_stopping.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/recording.py
 
 dev: $(INSTALLED_DEV)

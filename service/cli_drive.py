@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 def drive_sweep(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> NoReturn:
     """Runs what is left of a sweep, prints its front and promotes from it; ends the command."""
+    if not spec.promotion:
+        _drive_sweep(ctx, store, spec, address)
+    from service.orchestrate.cluster import connected
+
+    # One Ray for both, with processes that have their imports behind them.
+    ctx.find_root().obj = "running"
+    with connected(spec, address):
+        _drive_sweep(ctx, store, spec, address)
+
+
+def _drive_sweep(ctx: click.Context, store: SweepStore, spec: SweepSpec, address: str) -> NoReturn:
     from rich.console import Console
 
     from service.orchestrate.drive import FINISHED, INTERRUPTED

@@ -107,8 +107,9 @@ class _Running:
 
     def _start(self, trial_id: str, config: Config) -> None:
         self.told[trial_id] = len(self.store.history(trial_id))
-        # A process of its own each time: what one has left on a device is gone before the next begins.
-        task = ray.remote(**task_options(self.template), max_calls=1)(_finetune)
+        # On a GPU a process of its own each time: what one has left there is gone before the next begins.
+        calls = 1 if self.template.resources.gpus_per_worker else 0
+        task = ray.remote(**task_options(self.template), max_calls=calls)(_finetune)
         made = task.remote(trial_id, config, template=self.template, folder=self.store.folder, science=self.science)
         self.tasks[made] = trial_id
         self.progress.started(trial_id)
