@@ -20,8 +20,9 @@ from trainables.distributed import Workers
 from trainables.policy import BitPolicy, policy_of
 from trainables.report import Stage
 
-FORMAT = 3
-"""Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way."""
+FORMAT = 4
+"""Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way, or
+optimisers keep other things."""
 
 
 Booked = Stage | Literal["maps", "shared maps"]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from trainables.averaging import AveragedWeights
 from trainables.finetune_config import FinetuneConfig
+from trainables.optimizers import fused_sgd
 from trainables.quantizers.layers import quantizer_parameters
 from trainables.stepping import B, Batches, TrainingPlan
 from trainables.training import at_shares, cosine, warmed_up
@@ -53,12 +54,4 @@ def _optimizers(net: nn.Module, config: FinetuneConfig) -> list[Optimizer]:
 def _of_weights(weights: list[nn.Parameter], config: FinetuneConfig) -> Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        weights,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        # Of a momentum of none torch makes no Nesterov's.
-        nesterov=config.momentum > 0,
-        fused=True,
-    )
+    return fused_sgd(weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True)

@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from trainables.exclusion import offered_within
 from trainables.indicators import ByWidth, Indicators
 from trainables.method_config import LimpqConfig
 from trainables.methods.offered import offered
+from trainables.optimizers import fused_sgd
 from trainables.quantizers.layers import calibrating, quant_layers, quantizer_parameters
 from trainables.quantizers.lsq import LsqActivations, LsqWeights
 from trainables.quantizers.switchable_norm import SwitchableBatchNorm, switch_norms
@@ -242,11 +243,11 @@ def make_optimizer(joint: JointNetwork, config: LimpqConfig) -> torch.optim.Opti
     rows = [p for norms in joint.norms.values() for norm in norms for p in norm.parameters()]
     free = {id(p) for p in (*rows, *quantizer_parameters(joint.net))}
     free |= {id(p) for p in joint.net.parameters() if p.dim() <= 1}
-    groups: list[dict[str, object]] = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in joint.net.parameters() if (id(p) in free) is without], "weight_decay": decay}
         for without, decay in ((False, config.weight_decay), (True, 0.0))
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    return fused_sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
 
 
 def pass_terms(model: nn.Module, joint: JointNetwork, config: LimpqConfig) -> list[StepTerms[JointBatch]]:

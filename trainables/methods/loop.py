@@ -21,6 +21,7 @@ from trainables.choices import Choices
 from trainables.config import BudgetConfig
 from trainables.data.splits import Batch
 from trainables.method_config import SupernetConfig
+from trainables.optimizers import fused_sgd
 from trainables.quantizers.layers import calibrate, quantizer_parameters
 from trainables.reference import Bench, fresh_network
 from trainables.report import EpochReport, Report
@@ -156,7 +157,8 @@ def make_optimizers(supernet: Supernet, config: SupernetConfig) -> list[torch.op
     apart = {id(p) for p in (*logits, *learned)}
     weights = [p for p in supernet.net.parameters() if id(p) not in apart]
     found: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+        fused_sgd(parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
         for parameters, lr in ((weights, config.weight_lr), (logits, config.bit_lr))
+        if parameters  # there are no logits where each layer is offered one width
     ]
     return [*found, torch.optim.Adam(learned, lr=DAQ_LR, fused=True)] if learned else found
