@@ -154,15 +154,17 @@ def at_size(maps: Tensor, size: int) -> Tensor:
 
 def top_pixels(reference: Tensor, top_k: int) -> Tensor:
     """Indices [N, min(top_k, P)] of the pixels that `reference` [N, P] ranks highest; of equals the first."""
-    pixels = reference.shape[1]
-    if top_k >= pixels or reference.dtype != torch.float32:
-        return reference.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-    # All pixels of a large map take long to sort. No two of these keys are equal: a value's bits as a whole number,
-    # which rises with the value (of negative ones after all but the sign is turned round), then its place.
-    bits = (reference + 0.0).contiguous().view(torch.int32).long()
-    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    keys = (rising << 32) + torch.arange(pixels - 1, -1, -1, device=reference.device)
-    return keys.topk(top_k, dim=1).indices
+    return reference.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+
+
+def among_top_pixels(reference: Tensor, top_k: int) -> Tensor:
+    """Whether a pixel is one of `top_pixels`, [N, P]: without putting them, or all others, in order."""
+    if top_k >= reference.shape[1]:
+        return torch.ones_like(reference, dtype=torch.bool)
+    last = reference.topk(top_k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    above, equal = reference > last, reference == last
+    left = top_k - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1) <= left))
 
 
 def ranks(values: Tensor) -> Tensor:

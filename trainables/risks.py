@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainables.attribution import top_pixels
+from trainables.attribution import among_top_pixels
 from trainables.method_config import Concavity, Form
 
 EXPONENTS: dict[Concavity, float] = {"sqrt": 0.5, "linear": 1.0, "square": 2.0}
@@ -84,11 +84,12 @@ def imitation_risk(
         reference: [N, h, w], a constant.
         p: for all images, or [N].
     """
-    pixels = top_pixels(reference.flatten(1), top_k)
+    compared = among_top_pixels(reference.flatten(1), top_k)
     ours, target = quantized.flatten(1), concentrate(reference, p).flatten(1)
     if form == "paper":
-        return (ours - target).gather(1, pixels).square().sum(dim=1).mean()
-    return (normalize(ours, dim=1) - normalize(target, dim=1)).gather(1, pixels).square().mean()
+        return ((ours - target).square() * compared).sum(dim=1).mean()
+    squares = (normalize(ours, dim=1) - normalize(target, dim=1)).square() * compared
+    return squares.sum(dim=1).mean() / min(top_k, ours.shape[1])
 
 
 def budget_barrier(usage: Tensor, *, relaxed_below: float = 0.1) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainables.attribution import (
     Attribution,
+    among_top_pixels,
     entropy,
     normalise,
     random_rank_difference,
@@ -232,3 +233,14 @@ def test_a_deployed_network_is_attributed_through_its_quantised_head() -> None:
         if quantizer == "pact":
             # Eight bits are nearly float.
             torch.testing.assert_close(maps, grad_cam(net, images, labels, 4), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("pixels", "top_k"), [(16, 6), (16, 16), (16, 40), (300, 299), (300, 1)])
+def test_a_pixel_is_among_the_top_where_a_stable_sort_puts_it_there(pixels: int, top_k: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    # Few values, so that many pixels are equal at the last place, and maps that are all zero.
+    maps = torch.relu(torch.randint(-3, 4, (50, pixels), generator=random).float())
+    maps[:3] = 0.0
+    among = torch.zeros(50, pixels, dtype=torch.bool).scatter(1, top_pixels(maps, top_k), value=True)
+    assert torch.equal(among_top_pixels(maps, top_k), among)
+    assert among.sum(1).unique().tolist() == [min(top_k, pixels)]

@@ -1,5 +1,6 @@
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -278,3 +279,32 @@ def test_bit_logits_that_are_no_numbers_are_a_diverged_search() -> None:
     supernet.bit_logits()[3].data.fill_(math.nan)
     with pytest.raises(DivergedError, match=r"bit logits are no longer finite; try a smaller method\.bit_lr"):
         supernet.choices("resnet8")
+
+
+@pytest.mark.parametrize("pinned", [{}, {"b": 6}, {"a": 4, "b": 4}])
+def test_probabilities_of_all_layers_at_once_are_those_of_each_with_their_gradients(pinned: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    images, net = torch.randn(4, 3, 6, 6), Residual()
+    costs = measure(net, images)
+    supernet = build_supernet(net, costs, assign_roles(costs, NetworkConfig(name="net", pinned=pinned)), CONFIG)
+    for logits in supernet.bit_logits():
+        logits.data.normal_()
+    found = []
+    for at_once in (False, True):
+        supernet.net.zero_grad()
+        with supernet.probabilities_at_once() if at_once else nullcontext():
+            bits = supernet.expected_bits()
+            out = supernet.net(images)
+        (out.square().sum() + (bits[0] * bits[1] * supernet.macs).sum()).backward()
+        found.append([out, *bits, *(p.grad for p in supernet.net.parameters() if p.grad is not None)])
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-7)
+    mixtures = [layer.mixture for layer in supernet.searched.values()]
+    by_hand = [
+        sum(p * b for p, b in zip(probs.tolist(), widths, strict=True))
+        for m in mixtures
+        for probs, widths in ((m.weight_probs(), m.weight_bits), (m.act_probs(), m.act_bits))
+    ]
+    assert torch.stack(supernet.expected_bits(), 1).flatten().tolist() == pytest.approx(by_hand)
+    # Whatever happens within: afterwards the logits speak again.
+    assert all(m.weight_share is None and m.act_share is None for m in mixtures)
