@@ -165,6 +165,11 @@ def has_precision(precision: Precision, device: torch.device) -> bool:
         return precision != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def nearest_precision(precision: Precision, device: torch.device) -> Precision:
+    """For steps that are only timed, on a machine that may not be the one that trains: none where it is not there."""
+    return precision if has_precision(precision, device) else "none"
+
+
 def check_precision(setting: str, precision: Precision, device: torch.device) -> None:
     """Raises ConfigError for one that `device` does not have; `setting` is what asks for it, such as finetune.amp."""
     if has_precision(precision, device):

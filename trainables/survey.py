@@ -40,6 +40,7 @@ from trainables.methods.sensitivity import check_images
 from trainables.offer import widths_on_offer
 from trainables.reference import Bench, train_reference, untrained_bench
 from trainables.report import EpochReport, Stage
+from trainables.stepping import nearest_precision
 from trainables.supernet import Roles
 from trainables.survey_finetune import time_finetune
 from trainables.survey_report import Reach, StepTimes, Survey
@@ -158,7 +159,7 @@ def time_steps(config: TrialConfig, data: DataSplits, *, threads: int, workers: 
     """Of one trial: its own search and finetune, on an epoch of four batches."""
     alone = replace(Workers.current(), rank=0, size=1)
     with as_in_a_trial(config.seed, threads, alone.device):
-        short = _shortened(config, len(data.validation), workers)
+        short = _shortened(config, len(data.validation), workers, alone.device)
         measured = short.evaluation.batch_size
         clocks = {name: Clock(alone.device) for name in ("reference", "search", "finetune")}
         samples = sampled(data, short.reference.batch_size, measured, clocks["reference"])
@@ -246,7 +247,7 @@ def _searched(bench: Bench, short: TrialConfig, clock: Clock) -> _TimedSums:
     )
 
 
-def _shortened(config: TrialConfig, validation_images: int, workers: int) -> TrialConfig:
+def _shortened(config: TrialConfig, validation_images: int, workers: int, device: torch.device) -> TrialConfig:
     """One epoch of each stage at a learning rate that changes nothing, on one worker's share of each batch."""
 
     def share(batch_size: int) -> int:
@@ -257,21 +258,29 @@ def _shortened(config: TrialConfig, validation_images: int, workers: int) -> Tri
         config,
         data=replace(config.data, loader_workers=0),
         reference=replace(reference, epochs=1, batch_size=share(reference.batch_size), lr=still),
-        method=_shortened_search(config.method, workers),
-        finetune=replace(tuned, epochs=1, batch_size=share(tuned.batch_size), lr=still),
+        method=_shortened_search(config.method, workers, device),
+        finetune=replace(
+            tuned,
+            epochs=1,
+            batch_size=share(tuned.batch_size),
+            lr=still,
+            amp=nearest_precision(tuned.amp, device),
+        ),
         evaluation=replace(evaluation, batch_size=share(min(evaluation.batch_size, validation_images))),
     )
 
 
-def _shortened_search(method: MethodConfig, workers: int) -> MethodConfig:
+def _shortened_search(method: MethodConfig, workers: int, device: torch.device) -> MethodConfig:
     """Few steps of the same kind."""
     match method:
         case SupernetConfig():
             size = max(1, method.batch_size // workers)
-            return replace(method, epochs=1, batch_size=size, weight_lr=STANDING_STILL, bit_lr=STANDING_STILL)
+            amp = nearest_precision(method.amp, device)
+            return replace(method, epochs=1, batch_size=size, weight_lr=STANDING_STILL, bit_lr=STANDING_STILL, amp=amp)
         case LimpqConfig():
             size = max(1, method.batch_size // workers)
-            return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL)
+            amp = nearest_precision(method.amp, device)
+            return replace(method, epochs=1, fraction=1.0, batch_size=size, lr=STANDING_STILL, amp=amp)
         case MpqcoConfig():
             size = max(1, method.batch_size // workers)
             return replace(method, batch_size=size, images=TIMED_PASSES * size)

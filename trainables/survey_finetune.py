@@ -14,7 +14,7 @@ from trainables.finetune.classify import finetune
 from trainables.policy import BitPolicy
 from trainables.policy_file import PolicyRecord, all_costs
 from trainables.reference import Bench, untrained_bench
-from trainables.stepping import has_precision
+from trainables.stepping import nearest_precision
 from trainables.survey_report import FinetuneSurvey
 from trainables.timing import STANDING_STILL, Clock, as_in_a_trial, sampled
 
@@ -66,8 +66,7 @@ def _shortened(config: BenchConfig, validation_images: int, workers: int, device
         batch_size=max(1, tuned.batch_size // workers),
         lr=STANDING_STILL,
         quantizer_lr=min(tuned.quantizer_lr, STANDING_STILL),
-        # This machine may not be the one that trains.
-        amp=tuned.amp if has_precision(tuned.amp, device) else "none",
+        amp=nearest_precision(tuned.amp, device),
     )
     return replace(
         config,

@@ -192,6 +192,12 @@ def test_every_step_takes_time_and_a_share_of_a_batch_takes_less(method: GmpqCon
     assert share.finetune_s < whole.finetune_s
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has this precision")
+def test_a_search_for_a_gpu_is_timed_without_one() -> None:
+    config = replace(TINY, method=replace(TINY.method, amp="fp16"), finetune=replace(TINY.finetune, amp="fp16"))
+    assert api.time_steps(config, threads=1).search_s > 0
+
+
 def test_the_estimate_is_within_a_factor_of_two_of_a_trial(tmp_path: Path) -> None:
     survey = api.survey(TINY)
     threads = torch.get_num_threads()

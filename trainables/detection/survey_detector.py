@@ -14,7 +14,7 @@ from trainables.detector_config import DetectorConfig
 from trainables.distributed import Workers
 from trainables.finetune.recipe import training_plan
 from trainables.policy_file import PolicyRecord
-from trainables.stepping import Step, has_precision
+from trainables.stepping import Step, nearest_precision
 from trainables.survey_report import FinetuneSurvey
 from trainables.timing import TIMED_STEPS, Clock, Note, as_in_a_trial
 
@@ -55,8 +55,7 @@ def _one_workers(config: DetectorConfig, bench: DetectorBench, workers: int) -> 
         finetune=replace(
             tuned,
             batch_size=max(1, tuned.batch_size // workers),
-            # This machine may not be the one that trains.
-            amp=tuned.amp if has_precision(tuned.amp, bench.workers.device) else "none",
+            amp=nearest_precision(tuned.amp, bench.workers.device),
         ),
         evaluation=replace(evaluation, batch_size=max(1, evaluation.batch_size // workers)),
     )
