@@ -3,8 +3,8 @@
 All are taken in turn in one process, so that a machine's drift touches all. Times are those of the fastest round, on
 the CPU of the thread that computes; a ratio of two steps is also given as the median over the rounds of what they took
 side by side. What attribution takes is timed within single steps: its maps, the reference's, the imitation risk and
-that risk's gradient. Memory is what a step has at its peak, with weights, gradients and optimisers, and in a search with
-the reference network.
+that risk's gradient. Memory is what a step has at its peak, with weights, gradients and optimisers, and in a search
+with the reference network.
 
 Run: python benchmarks/step.py [--network resnet18] [--image-size 64] [--batch 32] [--rounds 15]
      python benchmarks/step.py --device cuda --image-size 224 --batch 256 --amp bf16 --channels-last
