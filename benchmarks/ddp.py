@@ -4,8 +4,9 @@
 
 *Weak* scaling gives each worker as many images as the one has, *strong* scaling half of them. What the machine itself
 gives is measured beside it: two workers that do not talk to each other share caches, memory and clock, too. Each worker
-has one thread and a core of its own; the kinds are taken in turn in one invocation, medians count. With `--device cuda`
-each worker has a GPU of its own, and gradients go through NCCL.
+has one thread and a core of its own; the kinds are taken in turn in one invocation, medians count. CPU time leaves out
+what others take of the cores, and waiting for the other worker. With `--device cuda` each worker has a GPU of its own,
+gradients go through NCCL, and the clock alone counts.
 
 Run: python benchmarks/ddp.py [--network resnet18] [--image-size 64] [--batch 32] [--rounds 7] [--steps 3]
 """
@@ -42,8 +43,8 @@ from trainables.supernet import assign_roles, build_supernet
 
 SIZE = 2
 CONFIG = GmpqConfig(zeta=0.1, eta=1.0)
-Seconds = dict[str, list[float]]
-"""Of a step, by kind of round."""
+Seconds = dict[str, list[tuple[float, float]]]
+"""Of a step, by kind of round: on the clock, and of this worker's CPU time."""
 
 
 def search_steps(workers: Workers, args: argparse.Namespace, images: int) -> Callable[[], None]:
@@ -93,10 +94,11 @@ def worker(rank: int, folder: str, args: argparse.Namespace, barrier: Any) -> No
             # Waiting here takes no CPU, unlike waiting in a collective.
             barrier.wait()
             if rank < taking_part:
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 steps()
                 if number:
-                    found[kind].append((time.perf_counter() - began) / args.steps)
+                    clock, cpu = time.perf_counter() - began, time.process_time() - busy
+                    found[kind].append((clock / args.steps, cpu / args.steps))
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -124,16 +126,17 @@ def main() -> None:
     here = torch.cuda.device_count() if args.device == "cuda" else len(os.sched_getaffinity(0))
     if here < SIZE:
         parser.exit(message=f"two workers need two of {args.device}; found {here}, nothing was measured\n")
-    times = {kind: statistics.median(values) for kind, values in measured(args).items()}
     print(f"{args.network}, {args.image_size}x{args.image_size}, {args.device} ({platform.machine()}), a thread each,")
     print(f"torch {torch.__version__}, medians of {args.rounds} rounds of {args.steps} steps taken in turn")
-    for kind, seconds in times.items():
-        print(f"{kind:14s} {1000 * seconds:8.1f} ms a step")
-    print(f"{'scaling':8s} {'images':>14s} {'efficiency':>11s} {'ceiling':>8s} {'share of it':>12s}")
-    for scaling, one, alone in (("weak", 1, times["alone, share"]), ("strong", SIZE, times["alone, whole"])):
-        efficiency, ceiling = (alone / one * each for each in (1 / times["together"], 1 / times["apart"]))
-        sizes = f"{one * args.batch}, 2 x {args.batch}"
-        print(f"{scaling:8s} {sizes:>14s} {efficiency:11.3f} {ceiling:8.3f} {efficiency / ceiling:12.3f}")
+    found = measured(args)
+    for what, place in (("clock", 0), ("CPU", 1)):
+        times = {kind: statistics.median(pair[place] for pair in pairs) for kind, pairs in found.items()}
+        print(", ".join(f"{kind}: {1000 * seconds:.0f} ms" for kind, seconds in times.items()))
+        print(f"{what:8s} {'images':>14s} {'efficiency':>11s} {'ceiling':>8s} {'share of it':>12s}")
+        for scaling, one, alone in (("weak", 1, times["alone, share"]), ("strong", SIZE, times["alone, whole"])):
+            efficiency, ceiling = (alone / one * each for each in (1 / times["together"], 1 / times["apart"]))
+            sizes = f"{one * args.batch}, 2 x {args.batch}"
+            print(f"{scaling:8s} {sizes:>14s} {efficiency:11.3f} {ceiling:8.3f} {efficiency / ceiling:12.3f}")
 
 
 if __name__ == "__main__":
