@@ -97,8 +97,10 @@ def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
 def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord:
     """Trains the full-precision reference of `config` into `store`, unless it is there."""
     from trainables import reference
+    from trainables.data import processes
 
-    return reference.ensure_reference(config, report, store=store)
+    with processes.let_go():
+        return reference.ensure_reference(config, report, store=store)
 
 
 def finetune(
@@ -118,12 +120,14 @@ def finetune(
     Raises ConfigError where the policy names other layers, DivergedError where a loss left the finite numbers.
     """
     from trainables import trial
+    from trainables.data import processes
 
-    if isinstance(config, DetectorConfig):
-        from trainables.detection.finetune_detector import finetune_detector
+    with processes.let_go():
+        if isinstance(config, DetectorConfig):
+            from trainables.detection.finetune_detector import finetune_detector
 
-        return finetune_detector(config, policy, report, checkpoint=checkpoint, output=output)
-    return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint, output=output)
+            return finetune_detector(config, policy, report, checkpoint=checkpoint, output=output)
+        return trial.finetune_policy(config, policy, report, store=store, checkpoint=checkpoint, output=output)
 
 
 def offer(network: NetworkConfig, widths: WidthsConfig, *, image_size: int, num_classes: int) -> Offer:
@@ -155,8 +159,10 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
     where a loss left the finite numbers.
     """
     from trainables import trial
+    from trainables.data import processes
 
-    return trial.run_trial(config, report, store=store, checkpoint=checkpoint)
+    with processes.let_go():
+        return trial.run_trial(config, report, store=store, checkpoint=checkpoint)
 
 
 def survey(config: TrialConfig) -> Survey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import pytest
@@ -88,6 +89,28 @@ def test_an_image_that_cannot_be_read_is_told_each_time_and_batches_before_it_ar
             list(made)
         assert len(list(made.after(2))) == 4
     assert next(iter(made)).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_a_fork_that_reads_other_sets_leaves_its_parents_processes_alone() -> None:
+    images = FromElsewhere(8)
+    first = makers(epochs(images, 0, 1))
+
+    def read_others() -> None:
+        for _ in range(processes.SETS + 1):
+            epochs(FromElsewhere(8), 0, 1)
+
+    child = multiprocessing.get_context("fork").Process(target=read_others)
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert makers(epochs(images, 1, 1)) == first
+
+
+def test_no_process_stays_when_a_trial_has_ended() -> None:
+    with processes.let_go():
+        epochs(FromElsewhere(8), 0, 1)
+        assert processes._kept
+    assert not processes._kept
 
 
 def test_processes_of_the_last_two_sets_are_kept() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,16 +80,25 @@ class _Processes:
         yield from self._loader
 
 
-_kept: OrderedDict[tuple[int, int, int, bool], _Processes] = OrderedDict()
+_kept: OrderedDict[tuple[int, int, bool], _Processes] = OrderedDict()
 """By the set's identity, which cannot pass to another while it is in here; the last used at the end."""
+_of_parent: list[_Processes] = []
+"""In a fork: what it must neither use nor let go of, as that would tell its parent's processes to end."""
+
+
+def _leave_to_parent() -> None:
+    _of_parent.extend(_kept.values())
+    _kept.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def made(
     images: ImageSet, requests: Sequence[Request], *, workers: int, pinned: bool
 ) -> Iterator[LabelledImages | BitfrontError]:
     """Images and labels for each request, in order; `pinned`: where a GPU can fetch them without waiting."""
-    # A fork of this process has the table, but not the processes.
-    key = (os.getpid(), id(images), workers, pinned)
+    key = (id(images), workers, pinned)
     found = _kept.get(key)
     if found is None or found.busy:
         # Where one epoch is read while another has not ended, each has processes of its own.
@@ -109,6 +119,15 @@ def made(
         found.busy = False
         if failed and _kept.get(key) is found:
             del _kept[key]
+
+
+@contextmanager
+def let_go() -> Iterator[None]:
+    """In the end no process stays that was started meanwhile or before: a trial's images are not the next one's."""
+    try:
+        yield
+    finally:
+        stop()
 
 
 def stop() -> None:
