@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from trainables.config import Augment, NetworkConfig
 from trainables.counting import measure
 from trainables.data.splits import Batch
-from trainables.distributed import Workers
+from trainables.distributed import Workers, make_repeatable
 from trainables.method_config import EdmipsConfig, GmpqConfig, Precision, RgmpqConfig, SupernetConfig
 from trainables.methods.gmpq import ImitationTerms
 from trainables.methods.loop import Generalisation, make_objective, training_plan
@@ -106,10 +106,10 @@ class Attributed:
 
 
 def plain_step(setting: Setting, batch: Batch) -> Timed:
-    """As one writes it in PyTorch: forward, backward and SGD update of the float network."""
+    """Forward, backward and SGD update of the float network, as fast as PyTorch has them without compilation."""
     layout = memory_layout(channels_last=setting.channels_last)
     net = setting.net().to(memory_format=layout)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp == "fp16")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[setting.amp]
 
@@ -214,7 +214,7 @@ def main() -> None:
     """Prints the table."""
     setting, rounds = settings()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    make_repeatable(0)
     batch = setting.batch()
     gmpq, rgmpq = GmpqConfig(zeta=0.1, eta=1.0), RgmpqConfig(zeta=0.1, eta=1.0)
     steps = {
