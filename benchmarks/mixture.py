@@ -18,6 +18,7 @@ import torch
 from memory import peak_bytes
 from torch import Tensor
 
+from trainables.distributed import make_repeatable
 from trainables.quantizers import piecewise, staircase
 from trainables.quantizers.grid import Grid
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
@@ -134,6 +135,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of which the fastest counts, after one that does not")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    # As trials do.
+    make_repeatable(0)
     name = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, {args.elements} elements, {args.dtype}; ms and MB, forward and backward")
     print(

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from trainables.distributed import make_repeatable
 from trainables.finetune_config import DeployedQuantizer
 from trainables.quantizers import daq, learned_passes, lsq
 from trainables.quantizers.layers import ACT_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -48,7 +49,7 @@ def quantizers(kind: str, bits: tuple[int, ...], x: Tensor) -> dict[str, nn.Modu
     return found
 
 
-def with_passes(fused: Callable[[Tensor], object]) -> None:
+def with_passes(fused: Callable[..., object]) -> None:
     """Lets DAQ and LSQ ask `fused` which passes serve a tensor."""
     for module in (daq, lsq):
         module.fused = fused  # type: ignore[attr-defined]
@@ -60,7 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds, after one that is not")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    # As trials do.
+    make_repeatable(0)
     print(f"torch {torch.__version__}, one thread, CPU time, medians of {args.rounds} rounds taken in turn")
     print(f"{'':24s} {'plain op, ms':>13s} " + " ".join(f"{name:>6s}" for name in (*NAMES, "lsq, plain", "daq, plain")))
     for kind, shape in KINDS.items():
@@ -71,7 +73,7 @@ def main() -> None:
             for number in range(args.rounds + 1):
                 taken = {"plain": seconds(nn.ReLU(), x, 0)}
                 taken |= {name: seconds(quantizer, x, len(bits)) for name, quantizer in made.items()}
-                with_passes(lambda _: None)
+                with_passes(lambda *_: None)
                 taken |= {f"{name}, plain": seconds(made[name], x, len(bits)) for name in ("lsq", "daq")}
                 with_passes(learned_passes.fused)
                 for name, each in taken.items():

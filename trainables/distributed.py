@@ -95,4 +95,7 @@ def make_repeatable(seed: int) -> None:
     # cuBLAS reads this when its first handle is made; without it deterministic mode refuses matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # This mode would write NaN to all new memory first, a pass more for each tensor. Nothing here reads what it has not
+    # written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

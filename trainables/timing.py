@@ -25,6 +25,7 @@ STANDING_STILL = 1e-12
 def as_in_a_trial(seed: int, threads: int, device: torch.device) -> Iterator[None]:
     """Threads and deterministic kernels as a trial has them; afterwards this process is as it was."""
     before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_num_threads(threads)
@@ -34,6 +35,7 @@ def as_in_a_trial(seed: int, threads: int, device: torch.device) -> Iterator[Non
         finally:
             torch.set_num_threads(before[0])
             torch.backends.cudnn.benchmark = before[1]
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
 
 

@@ -1,17 +1,20 @@
 """The compiled passes over the CPU's memory against those by torch's operations."""
 
-import os
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from trainables.distributed import make_repeatable
+from trainables.finetune_config import DeployedQuantizer
 from trainables.quantizers import fused_cpu, piecewise
 from trainables.quantizers.grid import Asked, Grid
 from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
+from trainables.quantizers.layers import BitMixture
 from trainables.quantizers.pact import PactActivations, PactWeights
 
 BITS = (2, 3, 4, 8)
@@ -98,17 +101,79 @@ def test_the_deviation_is_that_of_double_precision() -> None:
     assert float(fused_cpu.deviation(x)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_loops_compile_where_no_folder_can_keep_them(tmp_path: Path) -> None:
+LOOP = """
+from numba import types
+from trainables.quantizers.compiled_loops import FLOATS, compiled
+
+@compiled(types.float32(FLOATS))
+def last(x):
+    return x[-1]
+"""
+
+
+def test_loops_compile_where_no_folder_can_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package read-only, and a cache folder that does not exist and cannot be made."""
-    source = Path(piecewise.__file__).with_name("compiled_loops.py")
-    copy = tmp_path / "loops.py"
-    copy.write_text(source.read_text())
-    (tmp_path / "__pycache__").write_text("a file where the folder would be")
-    blocked = tmp_path / "blocked"
+    (tmp_path / "loops_without_cache.py").write_text(LOOP)
+    blocked = tmp_path / "__pycache__"
     blocked.write_text("a file where the folder would be")
-    code = "import loops, numpy as np; print(loops.moments(np.float32([1, 3])))"
-    environment = {**os.environ, "HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "PYTHONDONTWRITEBYTECODE": "1"}
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert told.stdout.strip() == "(2.0, 1.0)", told.stderr
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(blocked))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    loops = importlib.import_module("loops_without_cache")
+    assert loops.last(np.float32([1, 3])) == 3.0
+    assert type(loops.last._cache).__name__ == "NullCache"
+
+
+@pytest.mark.parametrize("name", ["pact activations", "hwgq activations"])
+def test_probabilities_and_steps_may_lie_anywhere(name: str) -> None:
+    """A column of a table of all layers' probabilities has gaps; an expanded number has one place for all."""
+    grids, clip = KINDS[name]
+    x, grad = numbers(1025).nan_to_num(), torch.randn(1025)
+    top, asked = None if clip is None else torch.tensor(clip), Asked(x=True, dots=True, clip=clip is not None)
+    for column in (torch.rand(4, 3).softmax(0)[:, 1], torch.tensor(0.25).expand(4)):
+        steps = torch.stack([STEPS, STEPS + 1], dim=1)[:, 0]
+        results = []
+        for probs, ours in ((column, steps), (column.clone().contiguous(), STEPS)):
+            found = fused_cpu.slopes(grad, x, probs, ours, top, grids, asked)
+            results.append([fused_cpu.mixed(x, probs, ours, grids), *found])
+        assert all(map(torch.equal, *results))
+
+
+def test_trials_repeat_their_numbers_without_filling_new_memory_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic mode alone writes NaN to all of it, a pass more for each tensor."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    with torch.random.fork_rng():
+        make_repeatable(0)
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "hwgq", "lsq", "daq"])
+def test_nothing_reads_memory_that_it_has_not_written(quantizer: DeployedQuantizer) -> None:
+    """NaN in all new memory changes no value and no gradient, whichever of these are asked for."""
+    torch.manual_seed(0)
+    mixture = BitMixture(quantizer, weight_bits=(2, 4), act_bits=(2, 4), signed=False)
+    x, weight = torch.randn(64, 33, requires_grad=True), torch.randn(70, 33, requires_grad=True)
+    parameters = [*mixture.parameters()]
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        mixed = torch.nn.functional.linear(*(part.to(torch.float32) for part in mixture(x.to(dtype), weight)))
+        found = [mixed.detach()]
+        for wanted in ([x, weight, *parameters], [x], parameters):
+            grads = torch.autograd.grad(mixed.square().sum(), wanted, retain_graph=True)
+            found.extend(grads)
+        return found
+
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = results(dtype)
+        torch.set_deterministic_debug_mode("warn")
+        try:
+            assert torch.empty(3).isnan().all()
+            found = results(dtype)
+        finally:
+            torch.set_deterministic_debug_mode("default")
+        assert all(map(torch.equal, found, expected))

@@ -22,18 +22,20 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INTERPRETED = """
 import torch
 from trainables.quantizers import fused_cuda, piecewise
-from trainables.quantizers.grid import Asked
-from trainables.quantizers.hwgq import HwgqActivations, HwgqWeights
-from trainables.quantizers.pact import PactActivations, PactWeights
+from trainables.quantizers.grid import Asked, Grid
 
-BITS, STEPS, CLIP = (2, 4, 8), torch.tensor([0.5, 0.1, 0.007]), torch.tensor(1.5)
+STEPS, CLIP = torch.tensor([0.5, 0.1, 0.007]), torch.tensor(1.5)
+
+def of(lo, **rest):
+    return tuple(Grid(lo=lo(2**b), hi=(2**b - 1) if lo(8) >= 0 else 2 ** (b - 1) - 1, **rest) for b in (2, 4, 8))
+
 kinds = [
-    (PactWeights(BITS).grids, None),
-    (PactActivations(BITS, signed=False).grids, CLIP),
-    (PactActivations(BITS, signed=True).grids, CLIP),
-    (HwgqWeights(BITS).grids, None),
-    (HwgqActivations(BITS, signed=False).grids, None),
-    (HwgqActivations(BITS, signed=True).grids, None),
+    (of(lambda n: 1 - n // 2), None),
+    (of(lambda n: 0), CLIP),
+    (of(lambda n: 1 - n // 2), CLIP),
+    (of(lambda n: -n // 2, offset=0.5), None),
+    (of(lambda n: 1, half_wave=True, windowed=True), None),
+    (of(lambda n: -n // 2, offset=0.5, windowed=True), None),
 ]
 torch.manual_seed(0)
 x, grad, probs = torch.randn(4100), torch.randn(4100), torch.tensor([0.2, 0.5, 0.3])
@@ -77,8 +79,9 @@ for kernel, constants in [
     (fused_cuda._differentiate, {"N": 2, "PASSING": 3, "DOTS": True, **block}),
 ]:
     source = ASTSource(kernel, signature(kernel, "bf16", constants), constants)
-    made = compile(source, target=GPUTarget("cuda", 80, 32), options=fused_cuda._OPTIONS)
-    assert len(made.asm["cubin"]) > 1000
+    for capability in (70, 75, 80, 90):
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options=fused_cuda._OPTIONS)
+        assert len(made.asm["cubin"]) > 1000
 print("compiled")
 """
 
@@ -98,6 +101,7 @@ def test_interpreted_kernels_give_the_piecewise_numbers() -> None:
     assert printed(INTERPRETED, TRITON_INTERPRET="1") == "equal"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton has no compiler there")
 def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     assert printed(COMPILED) == "compiled"

@@ -35,7 +35,7 @@ def results(quantizer: nn.Module, x: Tensor, upstream: Tensor, widths: int) -> l
 def plainly(monkeypatch: pytest.MonkeyPatch, *given: object) -> list[Tensor]:
     with monkeypatch.context() as patch:
         for module in (daq, lsq):
-            patch.setattr(module, "fused", lambda x: None)
+            patch.setattr(module, "fused", lambda *tensors: None)
         return results(*given)  # type: ignore[arg-type]
 
 
@@ -97,3 +97,17 @@ def test_nothing_in_nothing_out() -> None:
         quantizer, x = make((2, 3)), torch.zeros(0, 3, requires_grad=True)
         if not isinstance(quantizer, DaqWeights | LsqWeights):
             assert quantizer(x, torch.ones(2) / 2).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_single_passes_take_probabilities_with_gaps_and_leave_other_types_to_torch(name: str) -> None:
+    torch.manual_seed(2)
+    quantizer, x, upstream = QUANTIZERS[name]((2, 4, 8)), torch.randn(301) * 2, torch.randn(301)
+    table = torch.rand(3, 2).softmax(0)
+    results = []
+    for probs in (table[:, 1], table[:, 1].clone(), table[:, 1].double()):
+        y = quantizer(x, probs)
+        results.append([y.detach(), *torch.autograd.grad(y, list(quantizer.parameters()), upstream)])
+    assert all(map(torch.equal, results[0], results[1]))
+    for ours, theirs in zip(results[0], results[2], strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-4, atol=1e-4)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from trainables.quantizers import layers
+from trainables.quantizers import fused_cpu, layers, learned_cpu
 from trainables.quantizers.layers import BitMixture, quantize_layers
 
 
@@ -118,3 +119,46 @@ def test_a_graph_that_is_kept_can_be_gone_through_twice() -> None:
     loss, parameters = network(torch.randn(4, 3, 8, 8)).square().sum(), list(network.parameters())
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(loss, parameters)))
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "hwgq", "lsq", "daq"])
+def test_activation_checkpointing_gives_the_same_gradients_also_twice(quantizer: str) -> None:
+    """It unpacks what a node saved only once in each backward pass."""
+    network, images = net(quantizer, (2, 4)), torch.randn(4, 3, 8, 8)
+    expected = gradients(network, images)
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    loss = checkpoint(network, images, use_reentrant=False).square().sum()
+    for retain in (True, False):
+        found = torch.autograd.grad(loss, parameters, retain_graph=retain)
+        assert all(map(torch.equal, found, expected))
+
+
+def test_an_input_that_changes_after_a_part_of_its_gradients_is_an_error() -> None:
+    """What was unpacked for the first does not serve the second."""
+    network = net("pact", (2, 4))
+    loss = network(torch.randn(4, 3, 8, 8)).sum()
+    torch.autograd.grad(loss, network[4].bias, retain_graph=True)
+    with torch.no_grad():
+        network[4].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "hwgq", "lsq", "daq"])
+def test_what_traces_code_meets_neither_recipes_nor_loops(quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = net(quantizer, (2, 4)), torch.randn(4, 3, 8, 8)
+    expected = gradients(network, images)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.delattr(torch.autograd.graph, "saved_tensors_hooks")
+    monkeypatch.delattr(fused_cpu, "as_array")
+    monkeypatch.delattr(learned_cpu, "as_array")
+    for ours, theirs in zip(gradients(network, images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantizer", ["pact", "hwgq", "lsq", "daq"])
+def test_a_network_of_quantised_layers_is_exported_by_tracing_its_code(quantizer: str) -> None:
+    network, images = net(quantizer, (2, 4)), torch.randn(4, 3, 8, 8)
+    exported = torch.export.export(network, (images,), strict=True).module()
+    torch.testing.assert_close(exported(images), network(images), rtol=1e-5, atol=1e-5)

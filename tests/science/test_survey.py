@@ -174,6 +174,7 @@ def test_surveying_and_timing_leave_the_process_as_it_was() -> None:
             torch.get_num_threads(),
             torch.are_deterministic_algorithms_enabled(),
             torch.backends.cudnn.benchmark,
+            torch.utils.deterministic.fill_uninitialized_memory,
         )
 
     torch.use_deterministic_algorithms(False)

@@ -16,12 +16,11 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from trainables.quantizers.grid import EVERYWHERE, SIGNED_RANGE, WINDOWS
+
 Decorator = Callable[[Callable[..., Any]], Any]
 Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
-
-EVERYWHERE, POSITIVE_RANGE, SIGNED_RANGE, WINDOWS = 0, 1, 2, 3
-"""Where gradients pass to x: everywhere, in (0, α], in [−α, α], in each width's window with its probability."""
 
 BLOCK = 1024
 """Elements: 4 KiB each of x, y and gradients."""

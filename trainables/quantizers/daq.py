@@ -29,6 +29,7 @@ what it is when β starts away from 1.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ from torch import Tensor, nn
 from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.grid import Grid
-from trainables.quantizers.learned_passes import fused, lying_like, without_gaps
+from trainables.quantizers.layout import lying_like, without_gaps
+from trainables.quantizers.learned_passes import fused
 from trainables.quantizers.staircase import deviation
 
 GAMMA = 2.0
@@ -79,7 +81,7 @@ class _DistanceAware(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, low, high, probs)
         ctx.steps, ctx.bottom, ctx.sigma = steps, bottom, sigma
-        passes = fused(x)
+        passes = fused(x, low, high, probs)
         if passes:
             y: Tensor = passes.daq_mixed(x, probs, passes.Places(low, _width(low, high), steps, bottom))
             return y
@@ -93,10 +95,13 @@ class _DistanceAware(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         # Detached: a second derivative takes slopes and codes for constants, as it does elsewhere, but not π.
-        x, low, high = (saved.detach() for saved in ctx.saved_tensors[:3])
-        probs, steps, (grad,) = ctx.saved_tensors[3], ctx.steps, grad_outputs
-        if not torch.is_grad_enabled() and fused(x):
-            return _fused_gradients(ctx, grad)
+        # Read once: checkpointing unpacks what is saved only once.
+        *kept, probs = ctx.saved_tensors
+        x, low, high = (saved.detach() for saved in kept)
+        steps, (grad,) = ctx.steps, grad_outputs
+        passes = None if torch.is_grad_enabled() else fused(x, low, high, probs)
+        if passes:
+            return _fused_gradients(ctx, passes, grad, (x, low, high, probs))
         needs_x, needs_low, needs_high, needs_probs = ctx.needs_input_grad[:4]
         width = _width(low, high)
         sums: list[Tensor | None] = [None, None, None]
@@ -124,11 +129,11 @@ class _DistanceAware(torch.autograd.Function):
         return grad_x, grad_low, grad_high, grad_probs, None, None, None
 
 
-def _fused_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _fused_gradients(
+    ctx: Any, passes: ModuleType, grad: Tensor, saved: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor | None, ...]:
     """The same in one pass over x, which second derivatives cannot follow."""
-    x, low, high, probs = ctx.saved_tensors
-    passes = fused(x)
-    assert passes
+    x, low, high, probs = saved
     found = passes.daq_slopes(
         lying_like(grad, x),
         x,
@@ -138,7 +143,7 @@ def _fused_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sigma=ctx.sigma,
         wants_dots=ctx.needs_input_grad[3],
     )
-    inputs = zip((x, low, high, probs), (found.x, found.low, found.high, found.dots), strict=True)
+    inputs = zip(saved, (found.x, found.low, found.high, found.dots), strict=True)
     grads = (slope.to(of.dtype) for of, slope in inputs)
     needed = ctx.needs_input_grad[:4]
     return (*(each if needs else None for each, needs in zip(grads, needed, strict=True)), None, None, None)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from trainables.quantizers import compiled_loops
 from trainables.quantizers.compiled_loops import Floats
-from trainables.quantizers.grid import Asked, Grid, Slopes
-from trainables.quantizers.piecewise import flat
+from trainables.quantizers.grid import EVERYWHERE, Asked, Grid, Slopes
+from trainables.quantizers.layout import flat
 
 CHUNK = 1 << 18
 """Elements that one thread takes at a time: 1 MiB."""
@@ -26,11 +26,8 @@ CHUNK = 1 << 18
 def mixed(x: Tensor, probs: Tensor, steps: Tensor, grids: tuple[Grid, ...]) -> Tensor:
     """Σ_j π_j·Q_j(x), as `piecewise.mixed` bit for bit."""
     y = torch.empty_like(x)
-    values, results, mix = (
-        as_array(x),
-        as_array(y),
-        (as_array(probs), as_array(steps), table_of(grids), grids[0].half_wave),
-    )
+    values, results = as_array(x), as_array(y)
+    mix = (as_vector(probs), as_vector(steps), table_of(grids), grids[0].half_wave)
     in_chunks(x.numel(), lambda _, part: compiled_loops.mix(values[part], results[part], *mix))
     return y
 
@@ -39,12 +36,12 @@ def slopes(
     grad: Tensor, x: Tensor, probs: Tensor, steps: Tensor, clip: Tensor | None, grids: tuple[Grid, ...], asked: Asked
 ) -> Slopes:
     """Gradients as `piecewise.slopes` has them, sums more exactly than there."""
-    passing = _passing(grids[0], clip) if asked.x or asked.clip else compiled_loops.EVERYWHERE
+    passing = grids[0].passing(clipped=clip is not None) if asked.x or asked.clip else EVERYWHERE
     grad_x = torch.empty_like(x) if passing else grad
     sums = np.zeros((-(-x.numel() // CHUNK), len(grids) + 1))
     if passing or asked.dots:
         values, upstream, results = as_array(x), as_array(grad), as_array(grad_x)
-        mix = (as_array(probs), as_array(steps), table_of(grids), grids[0].half_wave)
+        mix = (as_vector(probs), as_vector(steps), table_of(grids), grids[0].half_wave)
         top = 0.0 if clip is None else clip.item()
 
         def differentiate(number: int, part: slice) -> None:
@@ -62,14 +59,15 @@ def deviation(x: Tensor) -> Tensor:
     return x.new_tensor(compiled_loops.moments(as_array(x))[1]).sqrt()
 
 
-def _passing(grid: Grid, clip: Tensor | None) -> int:
-    if clip is None:
-        return compiled_loops.WINDOWS if grid.windowed else compiled_loops.EVERYWHERE
-    return compiled_loops.SIGNED_RANGE if grid.lo < 0 else compiled_loops.POSITIVE_RANGE
-
-
 def as_array(tensor: Tensor) -> Floats:
+    """The elements of a tensor without gaps, in the order of memory: writing to them writes to it."""
     array: Floats = flat(tensor.detach()).numpy()
+    return array
+
+
+def as_vector(values: Tensor) -> Floats:
+    """[n], however these lie in memory."""
+    array: Floats = values.detach().contiguous().numpy()
     return array
 
 

@@ -8,7 +8,6 @@ Arguments of kernels have no annotations but `constexpr`: Triton compiles annota
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 
 import torch
@@ -16,13 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainables.quantizers.grid import Asked, Grid, Slopes
+from trainables.quantizers.grid import EVERYWHERE, SIGNED_RANGE, WINDOWS, Asked, Grid, Slopes
+from trainables.quantizers.piecewise import deviation
+
+__all__ = ["deviation", "mixed", "slopes", "usable"]
 
 _BLOCK = 4096
 """Elements of a program: 16 a thread."""
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """Codes are rounded as torch rounds them, operation by operation; where a sum is fused, it says so."""
-_EVERYWHERE, _POSITIVE_RANGE, _SIGNED_RANGE, _WINDOWS = 0, 1, 2, 3
+# Kernels see of a module's numbers only such.
+_EVERYWHERE, _SIGNED, _WINDOWS = tl.constexpr(EVERYWHERE), tl.constexpr(SIGNED_RANGE), tl.constexpr(WINDOWS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -88,7 +91,7 @@ def _differentiate(  # type: ignore[no-untyped-def]
         for j in tl.static_range(N):
             code = _code(x, tl.load(steps + j).to(tl.float32), table, j, HALF_WAVE)
             tl.store(sums + block * (N + 1) + j, tl.sum(code * grad))
-    if PASSING == 3:
+    if PASSING == _WINDOWS:
         passed = tl.zeros((BLOCK,), tl.float32)
         for j in tl.static_range(N):
             step = tl.load(steps + j).to(tl.float32)
@@ -97,10 +100,10 @@ def _differentiate(  # type: ignore[no-untyped-def]
             high = (tl.load(table + 3 * j + 1) + offset) * step
             passed += ((x > low) & (x <= high)).to(tl.float32) * tl.load(probs + j).to(tl.float32)
         tl.store(grad_x_at + places, (grad * passed).to(grad_x_at.dtype.element_ty), mask=places < size)
-    elif PASSING != 0:
+    elif PASSING != _EVERYWHERE:
         clip = tl.load(clip_at).to(tl.float32)
         beyond = (x > clip).to(tl.float32)
-        if PASSING == 2:
+        if PASSING == _SIGNED:
             beyond -= (x < -clip).to(tl.float32)
             inside = (x <= clip) & (x >= -clip)
         else:
@@ -134,7 +137,7 @@ def slopes(
     grad: Tensor, x: Tensor, probs: Tensor, steps: Tensor, clip: Tensor | None, grids: tuple[Grid, ...], asked: Asked
 ) -> Slopes:
     """Gradients as `piecewise.slopes` has them, to rounding; sums in float32 over a block, float64 over blocks."""
-    passing = _passing(grids[0], clip) if asked.x or asked.clip else _EVERYWHERE
+    passing = grids[0].passing(clipped=clip is not None) if asked.x or asked.clip else EVERYWHERE
     grad_x = torch.empty_like(x) if passing else grad
     blocks = triton.cdiv(x.numel(), _BLOCK) if passing or asked.dots else 0
     sums = torch.zeros(blocks, len(grids) + 1, dtype=torch.float32, device=x.device)
@@ -161,30 +164,11 @@ def slopes(
     return Slopes(grad_x, totals[:-1], totals[-1])
 
 
-def deviation(x: Tensor) -> Tensor:
-    """Standard deviation, divided by the number of elements; a scalar."""
-    return x.std(correction=0)
-
-
-def _passing(grid: Grid, clip: Tensor | None) -> int:
-    if clip is None:
-        return _WINDOWS if grid.windowed else _EVERYWHERE
-    return _SIGNED_RANGE if grid.lo < 0 else _POSITIVE_RANGE
-
-
-@cache
-def usable(device: torch.device) -> bool:
-    """Whether kernels compile and run there; tried once, told where not."""
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    grids, x = (Grid(lo=-1, hi=1),), torch.tensor([-2.0, 0.4, 0.6], device=device)
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels compile for that device and give right numbers of that type there."""
+    grids, x = (Grid(lo=-1, hi=1),), torch.tensor([-2.0, 0.4, 0.6], device=device, dtype=dtype)
     one = torch.ones(1, device=device)
-    try:
-        return mixed(x, one, one, grids).tolist() == [-1.0, 0.0, 1.0]
-    # Triton needs a C compiler, a folder to write to and a new driver; each lack has an exception of its own.
-    except Exception as error:
-        warnings.warn(f"the mixture of widths runs without Triton's kernels, more slowly: {error}", stacklevel=2)
-        return False
+    return mixed(x, one, one, grids).tolist() == [-1.0, 0.0, 1.0]
 
 
 @cache

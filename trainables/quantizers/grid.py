@@ -10,6 +10,12 @@ from torch import Tensor
 
 from trainables.quantizers.affine import AffineGrid
 
+EVERYWHERE, POSITIVE_RANGE, SIGNED_RANGE, WINDOWS = 0, 1, 2, 3
+"""Where gradients pass to x: everywhere, in (0, α], in [−α, α], in each width's window with its probability.
+
+Compiled loops are kept on disk with these numbers in them: one never gets another meaning.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -39,6 +45,12 @@ class Grid:
         """Where the gradient passes."""
         low = 0.0 if self.half_wave else (self.lo + self.offset) * step
         return (x > low) & (x <= (self.hi + self.offset) * step)
+
+    def passing(self, *, clipped: bool) -> int:
+        """Where gradients pass, of the four kinds; `clipped`: all widths share a clip α."""
+        if not clipped:
+            return WINDOWS if self.windowed else EVERYWHERE
+        return SIGNED_RANGE if self.lo < 0 else POSITIVE_RANGE
 
     def affine(
         self, scale: float, *, gain: float = 1.0, rounding: Literal["half_even", "half_down"] = "half_even"

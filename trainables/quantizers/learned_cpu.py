@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainables.quantizers import learned_loops
 from trainables.quantizers.compiled_loops import Floats
-from trainables.quantizers.fused_cpu import CHUNK, as_array, in_chunks, table_of
+from trainables.quantizers.fused_cpu import CHUNK, as_array, as_vector, in_chunks, table_of
 from trainables.quantizers.fused_cpu import mixed as lsq_mixed
 from trainables.quantizers.grid import Grid
 
@@ -55,7 +55,7 @@ class DaqSlopes(NamedTuple):
 def daq_mixed(x: Tensor, probs: Tensor, places: Places) -> Tensor:
     """Σ_j π_j·Q_j(x), as operations on whole tensors give it bit for bit."""
     y = torch.empty_like(x)
-    values, results, mix = as_array(x), as_array(y), (as_array(probs), *places.arrays)
+    values, results, mix = as_array(x), as_array(y), (as_vector(probs), *places.arrays)
     in_chunks(x.numel(), lambda _, part: learned_loops.daq_mix(values[part], results[part], *mix))
     return y
 
@@ -65,7 +65,7 @@ def daq_slopes(
 ) -> DaqSlopes:
     """Gradients of `daq_mixed`; `factor` is C."""
     grad_x = torch.empty_like(x)
-    values, upstream, results, mix = as_array(x), as_array(grad), as_array(grad_x), (as_array(probs), *places.arrays)
+    values, upstream, results, mix = as_array(x), as_array(grad), as_array(grad_x), (as_vector(probs), *places.arrays)
     rest = math.exp(-0.5 - sigma**-2)
     sums = np.zeros((-(-x.numel() // CHUNK), len(places.steps) + 2))
 
@@ -95,7 +95,7 @@ def lsq_slopes(
     """Of Σ_j π_j·v̂_j with steps [n]."""
     grad_x = torch.empty_like(x)
     values, upstream, results = as_array(x), as_array(grad), as_array(grad_x)
-    mix = (as_array(probs), as_array(steps), table_of(grids))
+    mix = (as_vector(probs), as_vector(steps), table_of(grids))
     sums = np.zeros((-(-x.numel() // CHUNK), 2, len(grids)))
 
     def differentiate(number: int, part: slice) -> None:

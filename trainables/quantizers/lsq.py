@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from trainables.errors import ConfigError
 from trainables.quantizers.affine import AffineGrid
 from trainables.quantizers.grid import Grid
-from trainables.quantizers.learned_passes import fused, lying_like, without_gaps
+from trainables.quantizers.layout import lying_like, without_gaps
+from trainables.quantizers.learned_passes import fused
 
 MIN_STEP = 1e-8
 
@@ -38,7 +39,7 @@ class _Stepped(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, step: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
         ctx.save_for_backward(v, step)
         ctx.grid, ctx.gradient_scale = grid, gradient_scale
-        passes = fused(v)
+        passes = fused(v, step)
         if passes:
             y: Tensor = passes.lsq_mixed(v, _ones(step), step[None], (grid,))
             return y
@@ -49,7 +50,7 @@ class _Stepped(torch.autograd.Function):
         # Detached, so that a second derivative sees a straight-through estimator: constant almost everywhere in v.
         v, step = (saved.detach() for saved in ctx.saved_tensors)
         grid: Grid = ctx.grid
-        passes = None if torch.is_grad_enabled() else fused(v)
+        passes = None if torch.is_grad_enabled() else fused(v, step)
         if passes:
             upstream, wants = lying_like(grad_outputs[0], v), ctx.needs_input_grad
             found = passes.lsq_slopes(upstream, v, _ones(step), step[None], (grid,), wants_codes=False)
@@ -73,7 +74,7 @@ class _SteppedMixture(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(v, probs, steps)
         ctx.grids, ctx.gradient_scales = grids, gradient_scales
-        passes = fused(v)
+        passes = fused(v, probs, steps)
         if passes:
             y: Tensor = passes.lsq_mixed(v, probs, steps, grids)
             return y
@@ -87,7 +88,7 @@ class _SteppedMixture(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         # As above; `probs` stay, as the gradients depend on them smoothly.
         v, probs, steps = ctx.saved_tensors
-        passes = None if torch.is_grad_enabled() else fused(v)
+        passes = None if torch.is_grad_enabled() else fused(v, probs, steps)
         if passes:
             upstream = lying_like(grad_outputs[0], v)
             found = passes.lsq_slopes(upstream, v, probs, steps, ctx.grids, wants_codes=ctx.needs_input_grad[1])

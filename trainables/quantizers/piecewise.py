@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainables.quantizers.grid import Asked, Grid, Slopes
+from trainables.quantizers.layout import flat
 
 _CPU_PIECE = 1 << 16
 """Elements of a piece: 256 KiB of float32; a piece of x, of y and the scratch fit a core's second-level cache."""
@@ -41,18 +42,19 @@ def slopes(
     """Gradients for a `grad` that lies in memory as x does."""
     masked = asked.x and (clip is not None or grids[0].windowed)
     grad_x = torch.empty_like(x) if masked else grad
-    # Sums over pieces: in bfloat16 one stops growing after 256 equal terms.
+    # In bfloat16 a sum stops growing after 256 equal terms, in float16 it ends at 65504.
     wide = torch.promote_types(x.dtype, torch.float32)
     dots = torch.zeros(len(grids), dtype=wide, device=x.device)
     grad_clip = torch.zeros((), dtype=wide, device=x.device)
     for x_piece, grad_piece, out_piece, scratch in _pieces(x, grad, grad_x):
         if masked:
             torch.mul(grad_piece, passes(x_piece, probs, steps, clip, grids), out=out_piece)
+        wide_grad = grad_piece.to(wide) if asked.clip or asked.dots else grad_piece
         if asked.clip and clip is not None:
-            grad_clip += torch.dot(beyond(x_piece, clip, signed=grids[0].lo < 0), grad_piece)
+            grad_clip += torch.dot(beyond(x_piece, clip, signed=grids[0].lo < 0).to(wide), wide_grad)
         if asked.dots:
             for j, grid in enumerate(grids):
-                dots[j] += torch.dot(grid.codes(x_piece, steps[j], scratch), grad_piece)
+                dots[j] += torch.dot(grid.codes(x_piece, steps[j], scratch).to(wide), wide_grad)
     return Slopes(grad_x, dots, grad_clip)
 
 
@@ -87,8 +89,3 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, size, max(1, piece)):
         parts = [flat[start : start + piece] for flat in flats]
         yield (*parts, scratch[: parts[0].numel()])
-
-
-def flat(tensor: Tensor) -> Tensor:
-    """One dimension, in the order of memory."""
-    return tensor.as_strided((tensor.numel(),), (1,))

@@ -41,6 +41,10 @@ def recomputed(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Under autocast they are already in its dtype, as the operation would save a copy of its own.
     """
     ready = tuple(_autocast(tensor) for tensor in inputs)
+    if torch.compiler.is_compiling():
+        # An export keeps nothing for gradients, and its tracer knows no recipes.
+        yield ready
+        return
     makers = {}
     for made, given in zip(inputs, ready, strict=True):
         again = getattr(made.grad_fn, "again", None)

@@ -16,18 +16,16 @@ Forward and backward are each one pass over memory in which all widths are compu
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.quantizers import piecewise
+from trainables.quantizers.gpu_passes import passes_on
 from trainables.quantizers.grid import Asked, Grid
-
-_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from trainables.quantizers.layout import floats_of_the_cpu, has_memory, lying_like, without_gaps
 
 
 class _Staircase(torch.autograd.Function):
@@ -43,15 +41,15 @@ class _Staircase(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
-        x, probs, steps, clip = ctx.saved_tensors
+        # What `_mixed_again` has unpacked: checkpointing unpacks what is saved only once in a backward pass.
+        x, probs, steps, clip = getattr(ctx, "unpacked", None) or ctx.saved_tensors
+        ctx.unpacked = None
         grids: tuple[Grid, ...] = ctx.grids
         if torch.is_grad_enabled():
             return _differentiable_backward(grad_outputs[0], x, probs, steps, clip, grids)
         needs_x, needs_probs, _, needs_clip, _ = ctx.needs_input_grad
         # Elements are paired by their place in memory, so both must lie alike.
-        grad = grad_outputs[0]
-        if grad.dtype != x.dtype or grad.stride() != x.stride():
-            grad = torch.empty_like(x).copy_(grad)
+        grad = lying_like(grad_outputs[0], x)
         # Over one width the softmax is 1, whatever the logit.
         asked = Asked(x=needs_x, dots=needs_probs and len(grids) > 1, clip=needs_clip)
         found = _passes(x, probs, steps).slopes(grad, x, probs, steps, clip, grids, asked)
@@ -60,14 +58,15 @@ class _Staircase(torch.autograd.Function):
             found.x if needs_x else None,
             grad_probs if needs_probs else None,
             None,
-            found.clip.to(x.dtype) if needs_clip else None,
+            found.clip.to(clip.dtype) if needs_clip else None,
             None,
         )
 
 
 def _mixed_again(ctx: Any) -> Tensor:
     """What this node gave; raises RuntimeError where its inputs have changed since."""
-    x, probs, steps, _ = ctx.saved_tensors
+    ctx.unpacked = ctx.saved_tensors
+    x, probs, steps, _ = ctx.unpacked
     return _mixed(x, probs, steps, ctx.grids)
 
 
@@ -87,39 +86,25 @@ def _differentiable_backward(
     grad_x = grad
     if clip is not None or grids[0].windowed:
         grad_x = grad * piecewise.passes(x, probs, steps, None if clip is None else clip.detach(), grids)
-    dots = [(grid.codes(x, steps[j]) * steps[j] * grad).sum() for j, grid in enumerate(grids)]
-    grad_clip = None if clip is None else (piecewise.beyond(x, clip.detach(), signed=grids[0].lo < 0) * grad).sum()
-    return grad_x, torch.stack(dots), None, grad_clip, None
+    # Sums of half-precision numbers would stop growing, or end at 65504.
+    wide_grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    dots = [(grid.codes(x, steps[j]) * steps[j] * wide_grad).sum() for j, grid in enumerate(grids)]
+    grad_clip = None
+    if clip is not None:
+        grad_clip = (piecewise.beyond(x, clip.detach(), signed=grids[0].lo < 0) * wide_grad).sum().to(clip.dtype)
+    return grad_x, torch.stack(dots).to(probs.dtype), None, grad_clip, None
 
 
 def _passes(*tensors: Tensor) -> ModuleType:
     """The module whose functions serve tensors of this kind."""
-    # Tensors that stand for others, in a trace or an export, have no memory to walk over.
-    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
-        return piecewise
-    if all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
-        return _fused_cpu()
-    if tensors[0].device.type == "cuda" and tensors[0].dtype in _GPU_DTYPES:
-        return _on_gpu(tensors[0].device)
+    if floats_of_the_cpu(*tensors):
+        # numba takes a quarter of a second to import.
+        from trainables.quantizers import fused_cpu
+
+        return fused_cpu
+    if has_memory(*tensors) and tensors[0].device.type == "cuda":
+        return passes_on(tensors[0].device, tensors[0].dtype)
     return piecewise
-
-
-@cache
-def _on_gpu(device: torch.device) -> ModuleType:
-    # Torch's builds without CUDA come without Triton.
-    if find_spec("triton") is None:
-        return piecewise
-    from trainables.quantizers import fused_cuda
-
-    return fused_cuda if fused_cuda.usable(device) else piecewise
-
-
-@cache
-def _fused_cpu() -> ModuleType:
-    # numba takes a quarter of a second to import.
-    from trainables.quantizers import fused_cpu
-
-    return fused_cpu
 
 
 def staircase(
@@ -135,18 +120,12 @@ def staircase(
         clip: scalar α that all grids end at (hi_j·s_j = α). Then ∂y/∂α = 1[x > α] (−1 below −α), and nothing passes
             to x outside of (0, α), or (−α, α) where codes are signed.
     """
-    result: Tensor = _Staircase.apply(_dense(x), probs, steps, clip, grids)
+    result: Tensor = _Staircase.apply(without_gaps(x), probs, steps, clip, grids)
     return result
 
 
 @torch.no_grad()
 def deviation(x: Tensor) -> Tensor:
     """Standard deviation of all elements, divided by their number; a scalar without gradient."""
-    deviation: Tensor = _passes(x).deviation(_dense(x))
+    deviation: Tensor = _passes(x).deviation(without_gaps(x))
     return deviation
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Elements without gaps in memory, which passes over it need."""
-    # `empty_like` keeps the strides of such tensors and of no others.
-    return x if torch.empty_like(x).stride() == x.stride() else x.contiguous()
