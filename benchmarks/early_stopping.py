@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean
 
 from service.contribution import ContributionRule
-from service.forecast import coordinates, foretell
+from service.forecast import early_values, foretell
 from service.halving import Halving, rung_values
 from service.hypervolume import Box, hypervolume
 from service.pareto import OBJECTIVES, Point, losses
@@ -150,7 +150,8 @@ def by_contribution(trials: Sequence[Trial], *, share: float, space: Mapping[str
         if epoch > 1 and trial.epochs[epoch - 2][0] == stage:
             return True
         values, epochs = rung_values(stage, metrics, OBJECTIVES), (trial.length("search"), trial.length("finetune"))
-        return rule.report(str(place), stage, values, settings=trial.settings, epochs=epochs).goes_on
+        risk = metrics["task_risk"] if stage == "search" else None
+        return rule.report(str(place), stage, values, settings=trial.settings, epochs=epochs, risk=risk).goes_on
 
     return goes_on
 
@@ -232,9 +233,7 @@ def greedy(points: Sequence[Point], count: int) -> list[int]:
 
 def foretold_by_others(trials: Sequence[Trial], space: Mapping[str, Domain]) -> list[Point]:
     """What the settings and the first epoch of each trial foretell, learnt from all others that were run to the end."""
-    early = []
-    for trial in trials:
-        early.append((*coordinates(space, trial.settings), *rung_values(*trial.epochs[0], OBJECTIVES)))
+    early = [early_values(space, trial.settings, rung_values(*trial.epochs[0], OBJECTIVES)) for trial in trials]
     points = []
     for place in range(len(trials)):
         late = {i: losses(trial.final, OBJECTIVES) for i, trial in enumerate(trials) if i != place}

@@ -41,6 +41,14 @@ def _place(domain: Float | Int, value: float) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
+def early_values(space: Mapping[str, Domain], settings: Mapping[str, Scalar], epoch: Values) -> Values:
+    """What is known of a trial after an epoch of its search: its settings, and the logarithms of what that epoch tells.
+
+    Risks and BOPs are positive and lie orders of magnitude apart.
+    """
+    return (*coordinates(space, settings), *(math.log(x) if x > 0 else x for x in epoch))
+
+
 def foretell(early: Sequence[Values], late: Mapping[int, Values]) -> list[Values]:
     """What every trial will have later, of those that have it already too, so that all are foretold alike.
 

@@ -115,19 +115,19 @@ class Halving:
         self._records: dict[tuple[int, str, int], list[Losses]] = {}
         self._answers: dict[str, dict[int, bool]] = {}
 
-    def report(self, trial: str, epoch: int, values: Losses, *, stage: str = "") -> bool:
+    def report(self, trial: str, epoch: int, values: Losses, *, stage: str = "", noted: bool | None = None) -> bool:
         """Whether `trial` goes on after its `epoch`, counted from 1 through search and finetune.
 
         The first report of a trial at a rung counts; others get its answer again, and what was stopped stays stopped.
         Compared are trials that were in the same `stage` there and told as much. A value that is not finite ends the
-        trial; where there are no values, all go on.
+        trial; where there are no values, all go on. What was `noted` when this report first came is not decided again.
         """
         answers = self._answers.setdefault(trial, {})
         stopped = not all(answers.values())
         if values and epoch in self.rungs and epoch not in answers and not stopped:
             records = self._records.setdefault((epoch, stage, len(values)), [])
             records.append(values)
-            answers[epoch] = self._goes_on(records)
+            answers[epoch] = self._goes_on(records) if noted is None else noted
         return all(goes_on for rung, goes_on in answers.items() if rung <= epoch)
 
     def _goes_on(self, records: Sequence[Losses]) -> bool:

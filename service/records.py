@@ -4,7 +4,7 @@
         spec.yaml                     the sweep as its author wrote it
         sweep.json                    name, hash of the spec, when it began and ended, trials planned
         study.journal                 the sampler's study (Optuna)
-        rungs.jsonl                   what early stopping has compared, in order
+        rungs.jsonl                   what early stopping has decided, by what, in order
         trials/<trial>/trial.json     number, settings, attempts, when it began
                        history.jsonl  a line for each finished epoch
                        checkpoint.pt  where a trial that was cut off goes on
@@ -135,6 +135,29 @@ class SweepRecord:
         return f"{self.name}@{self.created_ms}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungRecord:
+    """What early stopping knew of a trial at a rung and decided: all that a new driver needs to go on from it."""
+
+    trial_id: str
+    epoch: int
+    """Through all stages, from 1."""
+    stage: str
+    values: Sequence[float] = ()
+    """What the epoch told of the objectives, as losses."""
+    goes_on: bool | None = None
+    """None in older records: it is decided again."""
+    reason: str = ""
+    settings: Mapping[str, Any] | None = None
+    """The trial's; None in older records."""
+    risk: float | None = None
+    """Task risk, of an epoch of the search that told it."""
+    excess: Sequence[float] = ()
+    """By how much the epoch's metrics exceed each constraint on them, in units of its bound."""
+    ended: bool = False
+    """Instead: the trial, which had gone on, has diverged or failed after this epoch."""
+
+
 class NameTakenError(StorageError):
     """Another process has begun a sweep of this name in the same moment."""
 
@@ -253,14 +276,18 @@ class SweepStore:
         content = {"time_ms": now_ms, "seconds": seconds, **dataclasses.asdict(epoch)}
         _append_line(self.trial_folder(trial_id) / "history.jsonl", content)
 
-    def append_rung(self, *, trial_id: str, epoch: int, stage: str, values: Sequence[float]) -> None:
-        """Notes what a trial had at a rung of early stopping: what is decided follows from the order of these lines."""
-        content = {"trial_id": trial_id, "epoch": epoch, "stage": stage, "values": list(values)}
-        _append_line(self.folder / "rungs.jsonl", content)
+    def append_rung(self, rung: RungRecord) -> None:
+        """Notes what was decided at a rung of early stopping, and by what, or that a trial came to nothing."""
+        _append_line(self.folder / "rungs.jsonl", dataclasses.asdict(rung))
 
-    def rungs(self) -> list[dict[str, Any]]:
+    def rungs(self) -> list[RungRecord]:
         """Everything that `append_rung` has noted, in its order."""
-        return _read_lines(self.folder / "rungs.jsonl")
+        names = {f.name for f in dataclasses.fields(RungRecord)}
+        return [
+            RungRecord(**{name: value for name, value in line.items() if name in names})
+            for line in _read_lines(self.folder / "rungs.jsonl")
+            if line.keys() >= {"trial_id", "epoch", "stage", "values"}
+        ]
 
     def finish_trial(self, record: TrialRecord) -> TrialRecord:
         """Writes the trial's result, unless it has one: the first is kept, and returned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -14,20 +15,23 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from service.contribution import Answer, ContributionRule
-from service.halving import Halving, Losses, rung_values
+from service.contribution import Answer, ContributionRule, excesses
+from service.halving import Halving, rung_values
 from service.orchestrate.failures import failure_of
 from service.orchestrate.worker import now_ms
-from service.records import SweepStore
+from service.records import RungRecord, SweepStore
+from service.space import Scalar
 from service.spec import SweepSpec
 from service.tracking import first_line
 from service.varied import stage_epochs
+from trainables.errors import StorageError
 
 
 class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
-    """Starts trials in order; stops those that are worse than others at a rung, and writes down what was given up.
+    """Starts trials in order; stops those that early stopping gives up, and writes down what was given up.
 
-    Rungs are filled from what was noted of them, so that a resumed sweep decides as an undisturbed one.
+    What is decided is noted before anything is done about it, and a new driver goes on from these notes: a resumed
+    sweep decides as an undisturbed one.
     """
 
     def __init__(self, spec: SweepSpec, store: SweepStore) -> None:
@@ -36,6 +40,10 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         self._spec = spec
         self._halving: Halving | None = None
         self._contribution: ContributionRule | None = None
+        self._noted: set[tuple[str, int]] = set()
+        """Trial and epoch of the rungs that were decided."""
+        self._watched: set[str] = set()
+        """Trials that went on and have not ended, as far as is known."""
         if spec.early_stopping.name == "hypervolume":
             self._contribution = ContributionRule(share=spec.early_stopping.share, space=spec.space)
             self._replay()
@@ -50,35 +58,93 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         return FIFOScheduler, ()
 
     def on_trial_result(self, controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Stops the trial where its epoch is a rung and too many others are better."""
+        """Stops the trial where its epoch is a rung and early stopping does not let it go on."""
         trial_id = trial.config["trial_id"]
         if self._spec.early_stopping.name == "none" or "stage" not in result:
             return str(TrialScheduler.CONTINUE)
-        values = rung_values(result["stage"], result, self._objectives)
         # Workers under Ray Train do not wait for the driver, and may have finished epochs since.
         told = [(line["stage"], line["epoch"]) for line in self._store.history(trial_id)]
         here = (result["stage"], result["epoch"])
         epoch = (told.index(here) if here in told else len(told)) + 1
-        is_rung = result["epoch"] == 1 if self._halving is None else epoch in self._halving.rungs
-        if is_rung and all(map(math.isfinite, values)):
-            self._store.append_rung(trial_id=trial_id, epoch=epoch, stage=result["stage"], values=values)
-        answer = self._answer(trial_id, result["stage"], epoch, values, stage_epoch=result["epoch"])
+        answer = self._judge(trial_id, epoch, stage=result["stage"], stage_epoch=result["epoch"], metrics=result)
         if answer.goes_on:
             return str(TrialScheduler.CONTINUE)
         self._prune(trial_id, result, answer)
         return str(TrialScheduler.STOP)
 
-    def _answer(self, trial_id: str, stage: str, epoch: int, values: Losses, *, stage_epoch: int = 1) -> Answer:
-        """What the sweep's rule says of an epoch, counted through all stages."""
-        if self._halving is not None:
-            return Answer(goes_on=self._halving.report(trial_id, epoch, values, stage=stage))
-        assert self._contribution is not None
-        if stage_epoch > 1:
+    def _judge(
+        self, trial_id: str, epoch: int, *, stage: str, stage_epoch: int, metrics: Mapping[str, float]
+    ) -> Answer:
+        """What the sweep's rule says of an epoch, counted through all stages; noted where it is a rung's."""
+        is_rung = stage_epoch == 1 if self._halving is None else epoch in self._halving.rungs
+        is_new = is_rung and (trial_id, epoch) not in self._noted
+        if self._contribution is not None and not is_rung:
             return self._contribution.standing(trial_id)
-        settings = self._store.trial(trial_id).settings
+        if is_new:
+            self._note_ends()
+        risk = metrics.get("task_risk", math.nan) if stage == "search" else math.nan
+        rung = RungRecord(
+            trial_id=trial_id,
+            epoch=epoch,
+            stage=stage,
+            values=rung_values(stage, metrics, self._objectives),
+            settings=self._store.trial(trial_id).settings,
+            risk=risk if math.isfinite(risk) else None,
+            excess=excesses(metrics, self._spec.constraints) if stage == "finetune" else (),
+        )
+        answer = self._answer(rung)
+        if is_new and all(map(math.isfinite, (*rung.values, *rung.excess))):
+            self._noted.add((trial_id, epoch))
+            self._store.append_rung(dataclasses.replace(rung, goes_on=answer.goes_on, reason=answer.reason))
+        return answer
+
+    def _answer(self, rung: RungRecord) -> Answer:
+        """What the sweep's rule says of a report, or has said."""
+        if self._halving is not None:
+            values = tuple(rung.values)
+            goes_on = self._halving.report(rung.trial_id, rung.epoch, values, stage=rung.stage, noted=rung.goes_on)
+            return Answer(goes_on=goes_on)
+        assert self._contribution is not None
+        settings = rung.settings or {}
+        answer = self._contribution.report(
+            rung.trial_id,
+            rung.stage,
+            tuple(rung.values),
+            settings=settings,
+            epochs=self._epochs(settings),
+            risk=rung.risk,
+            excess=tuple(rung.excess),
+            noted=None if rung.goes_on is None else Answer(goes_on=rung.goes_on, reason=rung.reason),
+        )
+        if answer.goes_on:
+            self._watched.add(rung.trial_id)
+        return answer
+
+    def _epochs(self, settings: Mapping[str, Scalar]) -> tuple[int, int]:
         config = self._spec.trial_config(settings)
-        epochs = (config.method.search_epochs, config.finetune.epochs)
-        return self._contribution.report(trial_id, stage, values, settings=settings, epochs=epochs)
+        return config.method.search_epochs, config.finetune.epochs
+
+    def _note_ends(self) -> None:
+        """Tells the rule which trials, of those that it let go on, have come to nothing since."""
+        for trial_id in sorted(self._watched):
+            with contextlib.suppress(StorageError):
+                record = self._store.trial(trial_id)
+                if not record.final:
+                    continue
+                if record.state in ("diverged", "failed"):
+                    epochs = self._store.history(trial_id)
+                    stage = epochs[-1]["stage"] if epochs else ""
+                    end = RungRecord(
+                        trial_id=trial_id, epoch=len(epochs), stage=stage, settings=record.settings, ended=True
+                    )
+                    self._store.append_rung(end)
+                    self._end(end)
+            self._watched.discard(trial_id)
+
+    def _end(self, noted: RungRecord) -> None:
+        if self._contribution is not None:
+            self._contribution.ended(noted.trial_id, after=noted.epoch, epochs=self._epochs(noted.settings or {}))
+        self._watched.discard(noted.trial_id)
 
     def on_trial_error(self, controller: TuneController, trial: Trial) -> None:
         """The trial's process was lost. Tune makes another attempt, up to `limits.retries`; but a trial that needs
@@ -104,22 +170,36 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         self._store.finish_trial(dataclasses.replace(record, state="pruned", ended_ms=now_ms(), error=reason))
 
     def _replay(self) -> None:
-        """Tells the rungs what trials have reported before, in the order in which that was heard; then what was not.
+        """Tells the rungs what was decided before, in the order in which that was; then what was not.
 
         A trial whose driver was killed between its report and the end that this meant is ended now.
         """
         for noted in self._store.rungs():
-            self._answer(noted["trial_id"], noted["stage"], noted["epoch"], tuple(noted["values"]))
+            self._repeat(noted)
         lines = [
             (line["time_ms"], trial.trial_id, epoch, line)
             for trial in self._store.trials()
             for epoch, line in enumerate(self._store.history(trial.trial_id), start=1)
         ]
         for _, trial_id, epoch, line in sorted(lines, key=lambda found: found[:3]):
-            values = rung_values(line["stage"], line["metrics"], self._objectives)
-            answer = self._answer(trial_id, line["stage"], epoch, values, stage_epoch=line["epoch"])
+            answer = self._judge(
+                trial_id, epoch, stage=line["stage"], stage_epoch=line["epoch"], metrics=line["metrics"]
+            )
             if not answer.goes_on and not self._store.trial(trial_id).final:
                 self._prune(trial_id, line, answer)
+
+    def _repeat(self, noted: RungRecord) -> None:
+        if noted.settings is None and self._contribution is not None:
+            # Of an older version; where the trial's folder is gone as well, nothing more is known of it.
+            try:
+                noted = dataclasses.replace(noted, settings=self._store.trial(noted.trial_id).settings)
+            except StorageError:
+                return
+        if noted.ended:
+            self._end(noted)
+            return
+        self._noted.add((noted.trial_id, noted.epoch))
+        self._answer(noted)
 
 
 def _last_error(trial: Trial) -> BaseException:

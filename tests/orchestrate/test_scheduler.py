@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ def test_by_hypervolume_trials_are_judged_after_the_first_epoch_of_each_stage_an
     assert {count for _, count, decision in decisions if decision == "STOP"} == {1, 5}
     assert 0.4 <= len(decisions) / (12 * 8) <= 0.6
     pruned = [trial.error for trial in sweep.store.trials() if trial.state == "pruned"]
-    shown = r"stopped early after epoch 1 of the (search|finetune): (\d+ of the last \d+ trials add|too few are known)"
+    shown = r"stopped early after epoch 1 of the (search|finetune): \d+ of the last \d+ trials (add at least|had a task)"
     assert all(re.match(shown, error) for error in pruned)
-    assert {noted["epoch"] for noted in sweep.store.rungs()} == {1, 5}
+    assert {noted.epoch for noted in sweep.store.rungs()} == {1, 5}
 
 
 def test_without_early_stopping_every_trial_goes_on(tmp_path: Path) -> None:
@@ -247,6 +248,81 @@ def test_a_trial_whose_driver_was_killed_between_its_report_and_its_end_is_ended
     first, second = SweepStore(sweep.store.folder).trials()
     assert not first.final
     assert (second.state, second.error) == ("pruned", "stopped early after epoch 2 of the search")
+
+
+@pytest.mark.parametrize("rule", [HALVING, HYPERVOLUME], ids=["halving", "hypervolume"])
+def test_a_new_driver_keeps_to_what_was_decided_whatever_it_would_decide_itself(tmp_path: Path, rule: str) -> None:
+    """As where another version, or a machine that rounds otherwise, goes on with the sweep."""
+    spec = spec_of(tmp_path, early_stopping=rule)
+    sweep = Sweep.begin(spec)
+    run_until(sweep, SameNumbers(), end=20)
+    path = sweep.store.folder / "rungs.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = next(
+        line for line in lines if line["goes_on"] and not SweepStore(sweep.store.folder).trial(line["trial_id"]).final
+    )
+    changed |= {"goes_on": False, "reason": "as it was noted"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Sweep.begin(spec)
+    record = SweepStore(sweep.store.folder).trial(changed["trial_id"])
+    assert record.state == "pruned"
+    assert path.read_text().count("\n") == len(lines), "nothing was decided again"
+
+
+@pytest.mark.parametrize("rule", [HALVING, HYPERVOLUME], ids=["halving", "hypervolume"])
+@pytest.mark.parametrize("is_older", [False, True], ids=["", "older notes"])
+def test_a_sweep_goes_on_where_a_trials_folder_is_gone(tmp_path: Path, rule: str, is_older: bool) -> None:
+    spec = spec_of(tmp_path, early_stopping=rule)
+    sweep = Sweep.begin(spec)
+    first = run_until(sweep, SameNumbers(), end=20)
+    path = sweep.store.folder / "rungs.jsonl"
+    if is_older:
+        keys = ("trial_id", "epoch", "stage", "values")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({key: line[key] for key in keys}) + "\n" for line in lines))
+    shutil.rmtree(sweep.store.folder / "trials" / "t0000")
+    again = Sweep.begin(spec)
+    (tmp_path / "whole").mkdir()
+    whole = run_until(Sweep.begin(spec_of(tmp_path / "whole", early_stopping=rule)), SameNumbers(), end=1000)
+    if not is_older:
+        again.start(0)
+        end = dataclasses.replace(again.store.trial("t0000"), state="done", ended_ms=9)
+        again.store.finish_trial(end)
+        again.clock_ms = sweep.clock_ms
+        assert first + run_until(again, SameNumbers(), end=1000) == whole
+
+
+def test_a_trial_that_diverges_is_noted_as_ended_and_a_new_driver_knows_it(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, early_stopping=HYPERVOLUME)
+    sweep = Sweep.begin(spec)
+    metrics = {"task_risk": 1.0, "policy_bops_g": 1.0}
+    trial_id = sweep.start(0)
+    for epoch in (1, 2):
+        assert sweep.decide(trial_id, sweep.write(trial_id, "search", epoch, metrics)) == "CONTINUE"
+    record = dataclasses.replace(sweep.store.trial(trial_id), state="diverged", ended_ms=9, failure="nan")
+    sweep.store.finish_trial(record)
+    for number in (1, 2):
+        sweep.decide(sweep.start(number), sweep.write(f"t{number:04d}", "search", 1, metrics))
+    ends = [(noted.trial_id, noted.epoch) for noted in sweep.store.rungs() if noted.ended]
+    assert ends == [("t0000", 2)]
+    places = [(noted.trial_id, noted.ended) for noted in sweep.store.rungs()]
+    assert places == [("t0000", False), ("t0000", True), ("t0001", False), ("t0002", False)]
+    again = Sweep.begin(spec)
+    rules = [one.scheduler._contribution for one in (sweep, again)]
+    assert rules[0] is not None
+    assert rules[1] is not None
+    assert rules[0]._search == rules[1]._search
+    assert "t0000" not in rules[1]._search.going
+    assert [(noted.trial_id, noted.ended) for noted in again.store.rungs()] == places
+
+
+def test_constraints_of_the_sweep_are_noted_at_the_finetune(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, early_stopping=HYPERVOLUME + "\nconstraints: [bops_g <= 2]")
+    sweep = Sweep.begin(spec)
+    trial_id = sweep.start(0)
+    sweep.decide(trial_id, sweep.write(trial_id, "search", 1, {"task_risk": 1.0, "policy_bops_g": 1.0}))
+    sweep.decide(trial_id, sweep.write(trial_id, "finetune", 1, {"top1": 50.0, "bops_g": 3.0}))
+    assert [list(noted.excess) for noted in sweep.store.rungs()] == [[], [0.5]]
 
 
 def test_tune_keeps_nothing_of_the_scheduler(tmp_path: Path) -> None:
