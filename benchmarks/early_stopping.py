@@ -8,7 +8,7 @@ epochs at random, and for a sweep of fewer trials, none stopped, that spends as 
 
 Then what a choice of whole trials after one epoch of each can keep: the best in hindsight, which no rule can beat that
 looks at every trial's first epoch; the best by the rule's own regression, had it learnt from all other trials' ends;
-any.
+any. And what stopping by hypervolume keeps of small sweeps, drawn from the trials.
 
 Run: python benchmarks/early_stopping.py [--orders 20] [--no-ard] [--halves]
 """
@@ -41,6 +41,8 @@ MARGIN = 0.1
 HALVING = ((3, 3), (3, 2), (3, 1), (2, 1))
 """Reduction and min_epochs."""
 SHARES = (0.25, 0.35, 0.5)
+SMALL = (12, 16, 24)
+"""Trials of small sweeps that are drawn from a recorded one."""
 GoesOn = Callable[[int, int], bool]
 """(place of the trial, finished epochs) -> whether it goes on."""
 
@@ -253,6 +255,22 @@ def limits(trials: Sequence[Trial], space: Mapping[str, Domain], *, share: float
     return count, hindsight, forecast, mean(scale.volume(draw.sample(places, count), places) for _ in range(200))
 
 
+def small(trials: Sequence[Trial], rule: Rule, *, count: int, draws: int) -> tuple[float, float, float]:
+    """Of sweeps of `count` trials, drawn from these, 2 or 4 at once: means of epochs and volume as shares of the drawn
+    sweep, and of the volume that fewer whole trials keep."""
+    rows = []
+    for seed in range(draws):
+        draw = random.Random(seed)
+        drawn = draw.sample(trials, count)
+        scale, times = Scale(drawn), [2 ** draw.uniform(-1, 1) for _ in drawn]
+        found = replay(drawn, rule(drawn), at_once=2 + 2 * (seed % 2), epoch_times=times)
+        fewer = [draw.sample(range(count), max(1, round(scale.epochs(found) * count))) for _ in range(4)]
+        volume = scale.volume(found.finished, range(count))
+        rows.append((scale.epochs(found), volume, mean(scale.volume(places, range(count)) for places in fewer)))
+    epochs, volume, of_fewer = (mean(column) for column in zip(*rows, strict=True))
+    return epochs, volume, of_fewer
+
+
 def print_sweep(name: str, trials: Sequence[Trial], space: Mapping[str, Domain], *, orders: int) -> None:
     """Its table, and what the choice of trials is worth."""
     print(f"\n{name}: {len(trials)} trials of {len(trials[0].epochs)} epochs; shares of the whole sweep in %")
@@ -267,6 +285,10 @@ def print_sweep(name: str, trials: Sequence[Trial], space: Mapping[str, Domain],
         for at_once in (1, 4, 8):
             row = compare(trials, rule, at_once=at_once, orders=orders)
             print(f"| {label} | {at_once} |", " | ".join(f"{100 * x:.1f}" for x in astuple(row)), "|", flush=True)
+    rule = partial(by_contribution, share=0.35, space=space)
+    for count in (count for count in SMALL if count < len(trials)):
+        shares = ", ".join(f"{100 * x:.1f}" for x in small(trials, rule, count=count, draws=6 * orders))
+        print(f"hypervolume 0.35, {count} of its trials: epochs, volume, fewer trials: {shares}", flush=True)
     for share in SHARES:
         count, *found = limits(trials, space, share=share)
         told = ", ".join(f"{100 * x:.1f}" for x in found)

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import NamedTuple, assert_never
 
 from service.combinations import Combination, typical_config
+from service.contribution import ENOUGH, rates
 from service.settings import ResourcesConfig, parse_duration
 from service.space import Choice, Conditional, Domain, Float, Int, Range, range_of
 from service.spec import SweepSpec
@@ -189,14 +190,29 @@ def _readable(domain: Range) -> str:
 
 def _work_if_stopped(spec: SweepSpec) -> float:
     """Whole trials' worth of work if each trial that can be stopped is, at the first rung. The first one never is.
-    A share of the epochs is what its rule aims at."""
+    A share of the epochs is what its rule aims at; of few trials the first one and an epoch of each other are more."""
     config, rule = typical_config(spec), spec.early_stopping
     epochs = config.method.search_epochs + config.finetune.epochs
     if rule.name == "hypervolume":
-        return rule.share * spec.trials
+        return max(rule.share * spec.trials, 1 + (spec.trials - 1) / epochs)
     if rule.name == "none" or rule.min_epochs >= epochs:
         return float(spec.trials)
     return 1 + (spec.trials - 1) * rule.min_epochs / epochs
+
+
+def _few_to_compare(spec: SweepSpec) -> list[str]:
+    """A warning where most trials are judged before anything can be foretold."""
+    config, rule = typical_config(spec), spec.early_stopping
+    if rule.name != "hypervolume" or not config.method.search_epochs:
+        return []
+    aimed = rates(rule.share, search=config.method.search_epochs, finetune=config.finetune.epochs)
+    finetuned = round(spec.trials * aimed.search)
+    if finetuned >= 2 * ENOUGH:
+        return []
+    return [
+        f"early_stopping: about {finetuned} of {spec.trials} trials come to their finetune. Until {ENOUGH} have, a task "
+        f"risk after one epoch decides; a sweep this small may keep no more than one of fewer trials, none stopped."
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,6 +295,7 @@ def _judge(
             f"resources.concurrency: {asked.concurrency} trials at once are asked for, "
             f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} have room for {fitting}."
         )
+    warnings += _few_to_compare(spec)
     for limit in limits:
         hours = _in_device_hours if limit.setting == "limits.device_hours" else duration
         if not limit.trials:

@@ -63,7 +63,7 @@ def check_sweep(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStoppingConfig:
-    """When a trial that is worse than others at the same epoch is stopped."""
+    """When a trial is stopped: where others beat it at the same epoch, or add more to the front than it would."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
@@ -73,9 +73,9 @@ class EarlyStoppingConfig:
     share: float = 0.35
     """Of `hypervolume`: of the epochs that all trials would take, those that are spent; between 0 and 1."""
     reduction: int = 3
-    """Of so many trials that reach a rung one goes on; rungs are this factor apart."""
+    """Of `successive-halving`: of so many trials that reach a rung one goes on; rungs are this factor apart."""
     min_epochs: int = 3
-    """Epochs (search and finetune together) before the first rung."""
+    """Of `successive-halving`: epochs (search and finetune together) before the first rung."""
 
     def __post_init__(self) -> None:
         if self.reduction < 2:

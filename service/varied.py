@@ -31,6 +31,7 @@ from service.yaml_source import Path_, Source
 from trainables.config import BudgetConfig, TrialConfig
 from trainables.data import check_data_name
 from trainables.errors import ConfigError, did_you_mean
+from trainables.method_config import BlackboxConfig
 from trainables.models import check_network
 
 STAGES = ("method", "finetune")
@@ -278,22 +279,42 @@ def check_epochs(
 ) -> None:
     """Early stopping needs a rung before the shortest trial's end, and no settings of another rule."""
     if config.name == "none":
+        if source.has(("early_stopping", "share")) and not source.has(("early_stopping", "name")):
+            message = "early_stopping.share is set, but no rule: give name: hypervolume, or leave it out"
+            source.add(("early_stopping", "share"), message)
         return
     for key in ("reduction", "min_epochs") if config.name == "hypervolume" else ("share",):
         if source.has(("early_stopping", key)):
             message = f"early_stopping.{key} has no meaning with name: {config.name}; leave it out"
             source.add(("early_stopping", key), message)
     if config.name == "hypervolume":
-        *search, finetune = (min(found) for found in stage_epochs(trial, fixed, space))
-        try:
-            rates(config.share, search=sum(search), finetune=finetune)
-        except ValueError as error:
-            source.add(("early_stopping", "share"), f"early_stopping: {error}")
+        _check_share(source, config, trial, fixed, space)
         return
     epochs = sum(min(found) for found in stage_epochs(trial, fixed, space))
     if config.min_epochs >= epochs:
         message = f"is {config.min_epochs}, but the shortest trial ends after {epochs} epochs of search and finetune"
         source.add(("early_stopping", "min_epochs"), f"early_stopping.min_epochs {message}; give less")
+
+
+def _check_share(
+    source: Source, config: EarlyStoppingConfig, trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]
+) -> None:
+    """A share of the epochs needs a first epoch of each stage that tells something, and more epochs behind it."""
+    if isinstance(trial.method, BlackboxConfig):
+        message = "an evaluation of blackbox tells of one policy that it tries, not of its search; give name: none"
+        source.add(("early_stopping", "name"), f"early_stopping.name is hypervolume, but {message}")
+        return
+    for place, values in possible("finetune", "epochs", trial, fixed, space):
+        if min(values) < 2:
+            message = "a finetune of 1 epoch has nothing to save when it is judged after its first"
+            fix = "give at least 2 epochs, or early_stopping: {name: none}"
+            source.add(place, f"{'.'.join(place)}: {message}; {fix}")
+            return
+    *search, finetune = (min(found) for found in stage_epochs(trial, fixed, space))
+    try:
+        rates(config.share, search=sum(search), finetune=finetune)
+    except ValueError as error:
+        source.add(("early_stopping", "share"), f"early_stopping: {error}")
 
 
 def stage_epochs(trial: TrialConfig, fixed: Fixed, space: Mapping[str, Domain]) -> list[list[int]]:

@@ -116,6 +116,25 @@ def test_early_stopping_gives_a_range_from_all_stopped_to_none(tmp_path: Path) -
     assert wide.wall_hours.low == pytest.approx(START + 2.0)
 
 
+@pytest.mark.parametrize(("trials", "whole"), [(4, 1 + 3 / 10), (12, 1 + 11 / 10), (100, 15)])
+def test_a_share_of_the_epochs_is_no_less_than_the_first_trial_and_an_epoch_of_each_other(
+    tmp_path: Path, trials: int, whole: float
+) -> None:
+    sweep = SWEEP.replace("trials: 12", f"trials: {trials}")
+    plan = plan_of(spec_of(tmp_path, "early_stopping: {name: hypervolume, share: 0.15}\n", sweep))
+    assert plan.device_hours == Span(pytest.approx(2.0 * whole), 2.0 * trials)
+
+
+def test_a_sweep_of_too_few_trials_to_foretell_anything_is_warned_of(tmp_path: Path) -> None:
+    """(0.35 · 10 − 1) / (6 + 0.5 · 3) = one third of the trials come to the finetune."""
+    for trials, told in ((12, True), (48, False)):
+        sweep = SWEEP.replace("trials: 12", f"trials: {trials}")
+        plan = plan_of(spec_of(tmp_path, "early_stopping: {name: hypervolume}\n", sweep))
+        found = [text for text in plan.warnings if text.startswith("early_stopping: about 4 of 12 trials come to")]
+        assert bool(found) == told
+    assert not plan_of(spec_of(tmp_path, "early_stopping: {name: successive-halving}\n")).warnings
+
+
 @pytest.mark.parametrize(
     ("workers", "cpus_each", "gpus_each", "cpus", "gpus", "trials"),
     [
