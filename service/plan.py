@@ -210,8 +210,8 @@ def _few_to_compare(spec: SweepSpec) -> list[str]:
     if finetuned >= 2 * ENOUGH:
         return []
     return [
-        f"early_stopping: about {finetuned} of {spec.trials} trials come to their finetune. Until {ENOUGH} have, a task "
-        f"risk after one epoch decides; a sweep this small may keep no more than one of fewer trials, none stopped."
+        f"early_stopping: about {finetuned} of {spec.trials} trials come to their finetune. Until {ENOUGH} have, a "
+        "task risk after one epoch decides; a sweep this small may keep no more than one of fewer trials, none stopped."
     ]
 
 

@@ -305,7 +305,7 @@ def _check_share(
         source.add(("early_stopping", "name"), f"early_stopping.name is hypervolume, but {message}")
         return
     for place, values in possible("finetune", "epochs", trial, fixed, space):
-        if min(values) < 2:
+        if min(int(value) for value in values) < 2:
             message = "a finetune of 1 epoch has nothing to save when it is judged after its first"
             fix = "give at least 2 epochs, or early_stopping: {name: none}"
             source.add(place, f"{'.'.join(place)}: {message}; {fix}")
