@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.same_host import SharedMemory, averaged
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def _only_running_statistics(net: nn.Module) -> bool:
     """Whether no buffer that is kept has a part in a step: batch normalisation trains by the batch's own statistics."""
     kept = net.state_dict().keys()
     return all(
-        isinstance(module, _NormBase) or f"{name}.{buffer}".lstrip(".") not in kept
+        isinstance(module, _BATCH_NORMS) or f"{name}.{buffer}".lstrip(".") not in kept
         for name, module in net.named_modules()
         for buffer, _ in module.named_buffers(recurse=False)
     )
