@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.same_host import SharedMemory, averaged
 
-
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
