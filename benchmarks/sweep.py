@@ -4,9 +4,9 @@
 
 `sweeps/quickstart.yaml` with real science on two slots of one core, its stages as long as there or so many times
 longer. A trial's compute is what its process takes from the beginning of its search to the end of its measurement; that
-its epochs are reported and kept meanwhile is in it. *Plain* trials, two at once in two processes that have
-everything loaded, without Ray, storage and reports, say how much that is. What remains of the wall time is told by
-parts, which sum up to it; parts in which slots stand idle or load are counted as their share of the slots.
+its epochs are reported and kept meanwhile is in it. *Plain* trials, two at once in two processes that have one trial
+behind them as the sweep's have, without Ray, storage and reports, say how much that is. What remains of the wall time
+is told by parts, which sum up to it; parts in which slots stand idle or load are counted as their share of the slots.
 
 With --growth: sweeps of tiny trials, one epoch each, by number of trials.
 """
@@ -34,6 +34,9 @@ QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
 SLOTS = 2
 SEARCH_EPOCHS, FINETUNE_EPOCHS = 6, 8
 """Of the quickstart's trials."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+REACHED = 1.10
+"""The ratio whose trial length is told."""
 TINY = ("method.epochs=1", "method.lr_decay_every=1", "finetune.epochs=1", "reference.epochs=2", "gallery.random=false")
 
 
@@ -67,9 +70,7 @@ def run(folder: Path, changes: Sequence[str]) -> tuple[float, float]:
     settings = [argument for change in (*changes, f"resources.concurrency={SLOTS}") for argument in ("--set", change)]
     command = [sys.executable, "-m", "service.cli", "run", str(QUICKSTART), *settings]
     began, ticking = time.time(), time.perf_counter()
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
     seconds = time.perf_counter() - ticking
     assert done.returncode == 0, done.stdout + done.stderr
     return began, seconds
@@ -113,6 +114,23 @@ def timeline(store: SweepStore, began: float, wall: float) -> Timeline:
     )
 
 
+def length_s(found: Timeline, *, compared: bool, counts_all: bool) -> float:
+    """How long a trial computes where the ratio is REACHED, by a sweep whose trials alone are longer or shorter.
+
+    Wall time = n T / s + F + c T: n trials of T seconds on s slots, a random policy whose finetune is c trials, F for
+    all else. The ratio is over n T / s, or where all compute counts over (n T + R + c T) / s with the reference's R.
+    Without the comparison its whole part is gone. Infinite where no length reaches it.
+    """
+    of_trials, each = found.compute / SLOTS, found.compute / found.trials
+    share = found.comparison / each if compared else 0.0
+    gone = found.comparison if compared else found.parts["comparison with a random policy"]
+    fixed, rate = found.wall - of_trials - gone, (REACHED - 1) * found.trials / SLOTS - share
+    if counts_all:
+        fixed -= REACHED * found.reference / SLOTS
+        rate += REACHED * share / SLOTS
+    return fixed / rate if rate > 0 else float("inf")
+
+
 def idle(trials: Sequence[TrialRecord], first: float, last: float) -> tuple[float, float]:
     """Seconds of all slots without a trial: before their next one, and after their last one."""
     free, between = [first] * SLOTS, 0.0
@@ -129,19 +147,24 @@ def plain_ratio(store: SweepStore) -> float:
     """Compute of the sweep's second round of trials over what the same trials take without the service."""
     chosen = store.trials()[SLOTS : 2 * SLOTS] or store.trials()[:SLOTS]
     context = multiprocessing.get_context("spawn")
+    # As the sweep's processes have it; it is read when torch is imported.
+    os.environ.update(ENVIRONMENT)
     with context.Pool(SLOTS) as pool:
         plain = pool.starmap(_plain, [(store.folder, trial.trial_id) for trial in chosen], chunksize=1)
     return sum(compute_s(dict(trial.metrics)) for trial in chosen) / sum(plain)
 
 
 def _plain(folder: Path, trial_id: str) -> float:
+    """Of a process that has run a trial before, as that of the sweep's second round has."""
     import torch
 
     from trainables import api
 
-    torch.set_num_threads(1)
     store = SweepStore(folder)
-    config = stored_spec(store).trial_config(store.trial(trial_id).settings)
+    spec = stored_spec(store)
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    config = spec.trial_config(store.trial(trial_id).settings)
+    api.run_trial(config, _unheard, store=store.references)
     return compute_s(dict(api.run_trial(config, _unheard, store=store.references).metrics))
 
 
@@ -176,6 +199,13 @@ def print_lengths(trials: int, lengths: Sequence[int], *, compared: bool) -> Non
         for one, _ in found
     ]
     print(row("without reference and comparison", [f"{ratio:.3f}" for ratio in without]))
+    for name, counted, counts_all in (
+        ("", compared, False),
+        (", without comparison", False, False),
+        (", all compute", compared, True),
+    ):
+        lengths_s = [length_s(one, compared=counted, counts_all=counts_all) for one, _ in found]
+        print(row(f"s a trial for {REACHED:.2f}{name}", [f"{seconds:.0f}" for seconds in lengths_s]))
     print(row("a trial's compute / plain", [f"{plain:.3f}" for _, plain in found]))
 
 

@@ -58,9 +58,10 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
     request before its end.
     """
     from service.spec import load_spec
+    from service.sweeps import is_finished
 
     spec = load_spec(spec_file, overrides, smoke=smoke)
-    _preflight_and_begin(spec, address)
+    _preflight_and_begin(spec, address, is_work_left=not is_finished(spec))
     from service.orchestrate.worker import now_ms
     from service.sweeps import open_sweep, with_extensions
 
@@ -68,18 +69,21 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
     drive_sweep(ctx, store, with_extensions(spec, store.folder.parent, store.sweep()), address)
 
 
-def _preflight(spec: SweepSpec, address: str) -> None:
-    """Everything that can be known to fail. The size of a cluster is checked once it is connected."""
-    _check_machine(spec, address)
+def _preflight(spec: SweepSpec) -> None:
+    """Everything that can be known to fail on this machine."""
+    _check_machine(spec, "")
     _check_networks(spec)
 
 
-def _preflight_and_begin(spec: SweepSpec, address: str) -> None:
-    """As `_preflight`, of a sweep that runs next: Ray starts while its networks are counted."""
-    from service.sweeps import is_finished, lacks_reference
+def _preflight_and_begin(spec: SweepSpec, address: str, *, is_work_left: bool) -> None:
+    """Likewise, of a sweep that goes on next; the size of a cluster is checked once it is connected.
+
+    A Ray of our own starts while the networks are counted, unless nothing is left to do or somebody does it.
+    """
+    from service.sweeps import is_driven, lacks_reference
 
     _check_machine(spec, address)
-    if not address and not is_finished(spec):
+    if is_work_left and not address and not is_driven(spec):
         from service.orchestrate.cluster import begin
 
         begin(imports=lacks_reference(spec))
@@ -117,13 +121,13 @@ def resume(ctx: click.Context, name: str, storage: Path, address: str) -> None:
 
     Finished trials stay as they are; those that were cut off continue after their last epoch.
     """
-    from service.sweeps import find_sweep, stored_spec
+    from service.sweeps import find_sweep, is_finished, stored_spec
 
     store = find_sweep(storage.absolute(), name)
     if store.sweep().kind == "finetune":
         drive_promotion(ctx, store, address)
     spec = stored_spec(store)
-    _preflight_and_begin(spec, address)
+    _preflight_and_begin(spec, address, is_work_left=not is_finished(spec))
     drive_sweep(ctx, store, spec, address)
 
 
@@ -152,7 +156,8 @@ def extend(
     store = sweeps.find_sweep(storage.absolute(), name)
     if store.sweep().kind == "finetune":
         raise click.UsageError(f"{name} is a promotion: promote more policies into it, with other limits if need be.")
-    _preflight(sweeps.stored_spec(store), address)
+    sweeps.extended(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
+    _preflight_and_begin(sweeps.stored_spec(store), address, is_work_left=True)
     sweeps.extend(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
     drive_sweep(ctx, store, sweeps.stored_spec(store), address)
 
@@ -169,7 +174,9 @@ def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> 
     store = sweeps.find_sweep(storage.absolute(), name)
     is_promotion = store.sweep().kind == "finetune"
     if not is_promotion:
-        _preflight(sweeps.stored_spec(store), address)
+        spec = sweeps.stored_spec(store)
+        has_failed = any(trial.state == "failed" for trial in store.trials())
+        _preflight_and_begin(spec, address, is_work_left=has_failed or not sweeps.is_finished(spec))
     failed = sweeps.rerun_failed(store)
     click.echo(f"Running again: {', '.join(failed) or 'none has failed'}")
     if is_promotion:
@@ -192,7 +199,7 @@ def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str
     for spec_file in spec_files:
         try:
             spec = load_spec(spec_file, overrides, smoke=smoke)
-            _preflight(spec, "")
+            _preflight(spec)
         except BitfrontError as error:
             broken = True
             click.echo(str(error), err=True)

@@ -26,11 +26,10 @@ def drive_sweep(ctx: click.Context, store: SweepStore, spec: SweepSpec, address:
     """Runs what is left of a sweep, prints its front and promotes from it; ends the command."""
     if not spec.promotion:
         _drive_sweep(ctx, store, spec, address)
-    from service.orchestrate.cluster import connected
+    from service.orchestrate.cluster import kept
 
-    # One Ray for both, with processes that have their imports behind them.
-    ctx.find_root().obj = "running"
-    with connected(spec, address):
+    # One Ray for both, with processes that have their imports behind them; whoever needs it first connects.
+    with kept():
         _drive_sweep(ctx, store, spec, address)
 
 

@@ -49,7 +49,8 @@ log = logging.getLogger("bitfront.mirror")
 
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 SHARE = 0.02
-"""Of a processor that syncs take at most while a sweep runs: its trials need them all."""
+"""Of a processor that syncs take as a rule while a sweep runs: its trials need them all. More where one sync takes
+longer than `LONGEST_PAUSE_S` can make up for."""
 REFRESH_S = 30.0
 """While a driver runs, what changes with every trial and costs a request for each of many is told no more often: ranks
 of the other trials, files of the front, the note."""
@@ -245,6 +246,14 @@ class Tracker:
         return trial.ended_ms or (int(last[0]["time_ms"]) if last else trial.started_ms)
 
 
+def pause_s(*, took_s: float, since_s: float) -> float:
+    """How long a sync that is asked for now waits, where the last one took a processor so long and ended so long ago.
+
+    `PAUSE_S` always: what comes in the meantime is one sync, as epochs may be short, and trials many.
+    """
+    return max(PAUSE_S, min(took_s / SHARE, LONGEST_PAUSE_S) - since_s)
+
+
 class BackgroundMirror:
     """Syncs in a thread of its own, so that a slow or absent server never holds up the sweep."""
 
@@ -270,11 +279,10 @@ class BackgroundMirror:
 
     def _work(self) -> None:
         due_s: float | None = None
-        pause_s = PAUSE_S
+        took_s, ended_s = 0.0, time.monotonic()
         while True:
             self._wanted.wait(due_s)
-            # What comes in the meantime is one sync: epochs may be short, and trials many.
-            self._closing.wait(pause_s)
+            self._closing.wait(pause_s(took_s=took_s, since_s=time.monotonic() - ended_s))
             # In this order: `close` sets both, and its wish must not be cleared unread.
             self._wanted.clear()
             closing, began_s = self._closing.is_set(), time.thread_time()
@@ -288,4 +296,4 @@ class BackgroundMirror:
                 self._error = error
             if closing:
                 return
-            pause_s = min(max(PAUSE_S, (time.thread_time() - began_s) / SHARE), LONGEST_PAUSE_S)
+            took_s, ended_s = time.thread_time() - began_s, time.monotonic()

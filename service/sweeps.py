@@ -66,6 +66,11 @@ def is_finished(spec: SweepSpec) -> bool:
     return False
 
 
+def is_driven(spec: SweepSpec) -> bool:
+    """Whether the storage has a sweep of this name that another process runs."""
+    return driver.alive(Path(spec.storage.path).absolute() / spec.name)
+
+
 def lacks_reference(spec: SweepSpec) -> bool:
     """Whether a process on this machine, without a GPU, will train a full-precision reference first.
 
@@ -153,18 +158,23 @@ def with_extensions(spec: SweepSpec, storage: Path, sweep: SweepRecord) -> Sweep
 def extend(store: SweepStore, *, trials: str, wall_time: str, device_hours: float | None) -> SweepRecord:
     """More trials (`+20`, or 60 in all) or larger limits for a sweep that is not running."""
     with driver.hold(store.folder):
-        sweep, spec = store.sweep(), stored_spec(store)
-        total = _total(trials, sweep.total_trials)
-        if spec.sampler.name == "grid" and total > (num_points := len(points(spec.space))):
-            raise ConfigError(f"--trials is {trials}, but the grid has {num_points} points; give no more than that.")
-        if device_hours is not None and not math.isfinite(device_hours):
-            raise ConfigError(f"--device-hours is {device_hours}; give a positive number, or 0 for no limit.")
-        given = {"wall_time": wall_time or None, "device_hours": device_hours}
-        limits = {**sweep.limits, **{name: value for name, value in given.items() if value is not None}}
-        dataclasses.replace(spec.limits, **limits)  # refuses what is no limit
-        extended = dataclasses.replace(sweep, total_trials=total, limits=limits)
-        store.save_sweep(extended)
-        return extended
+        found = extended(store, trials=trials, wall_time=wall_time, device_hours=device_hours)
+        store.save_sweep(found)
+        return found
+
+
+def extended(store: SweepStore, *, trials: str, wall_time: str, device_hours: float | None) -> SweepRecord:
+    """What a sweep's record would say after `extend`. Raises ConfigError where these are no trials or limits for it."""
+    sweep, spec = store.sweep(), stored_spec(store)
+    total = _total(trials, sweep.total_trials)
+    if spec.sampler.name == "grid" and total > (num_points := len(points(spec.space))):
+        raise ConfigError(f"--trials is {trials}, but the grid has {num_points} points; give no more than that.")
+    if device_hours is not None and not math.isfinite(device_hours):
+        raise ConfigError(f"--device-hours is {device_hours}; give a positive number, or 0 for no limit.")
+    given = {"wall_time": wall_time or None, "device_hours": device_hours}
+    limits = {**sweep.limits, **{name: value for name, value in given.items() if value is not None}}
+    dataclasses.replace(spec.limits, **limits)  # refuses what is no limit
+    return dataclasses.replace(sweep, total_trials=total, limits=limits)
 
 
 def _total(trials: str, planned: int) -> int:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,7 +29,7 @@ from service.tracking import first_line
 from trainables.errors import ConfigError
 
 CONNECT_S = 5.0
-IMPORT_S = 30.0
+START_S, IMPORT_S, POLL_S = 60.0, 30.0, 0.2
 GIVE_UP_S = "10"
 """A driver whose own Ray has been killed should end, not wait a minute for it to come back."""
 
@@ -44,14 +45,15 @@ class _Start:
     """
 
     def __init__(self, *, imports: bool) -> None:
-        self._ready, self._done, self._imports = threading.Event(), threading.Event(), imports
-        self._error: Exception | None = None
+        self._ready, self._leaving, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._imports = imports
+        self._error: BaseException | None = None
         threading.Thread(target=self._run, name="bitfront-ray", daemon=True).start()
         # Before Ray's own: it ends no Ray that is half there.
-        atexit.register(self._ready.wait)
+        atexit.register(self._leave)
 
     def wait(self) -> None:
-        """Until Ray is there. Raises what went wrong."""
+        """Until Ray is there, and what it was to import. Raises what went wrong."""
         self._ready.wait()
         if self._error is not None:
             raise self._error
@@ -59,6 +61,14 @@ class _Start:
     def end(self) -> None:
         """Ray has been shut down."""
         self._done.set()
+        atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """This process exits: not before Ray is there and can be ended, whatever it imports; Ctrl-C ends no sooner."""
+        if not self._ready.is_set():
+            signal.signal(signal.SIGINT, lambda *_: None)
+        self._leaving.set()
+        self._ready.wait(START_S)
 
     def _run(self) -> None:
         # Ray says that it sets no handler for SIGTERM outside the main thread; drivers have their own.
@@ -66,11 +76,20 @@ class _Start:
         try:
             _start("")
             if self._imports:
-                ray.wait([ray.remote(num_cpus=0, max_retries=0)(_import_needed).remote()], timeout=IMPORT_S)
-        except Exception as error:  # whatever it is, it is told to whoever needs this Ray
+                self._wait_for_imports()
+        except BaseException as error:  # whatever it is, also an exit, it is told to whoever needs this Ray
             self._error = error
-        self._ready.set()
+        finally:
+            self._ready.set()
         self._done.wait()
+
+    def _wait_for_imports(self) -> None:
+        imported = ray.remote(num_cpus=0, max_retries=0)(_import_needed).remote()
+        last = time.monotonic() + IMPORT_S
+        while not self._leaving.is_set() and time.monotonic() < last:
+            # In short turns: a Ray that is shut down while this waits could end the process, from its C++.
+            if ray.wait([imported], timeout=POLL_S)[0]:
+                return
 
 
 _begun: list[_Start] = []
@@ -91,29 +110,44 @@ def begin(*, imports: bool) -> None:
     _begun.append(_Start(imports=imports))
 
 
+_kept: list[contextlib.ExitStack] = []
+"""At most one: what a connection that is kept open ends with."""
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Whoever is `connected` first within this block stays so until its end; nobody is connected by it."""
+    with contextlib.ExitStack() as until_then:
+        _kept.append(until_then)
+        try:
+            yield
+        finally:
+            _kept.pop()
+
+
 @contextmanager
 def connected(spec: Launched, address: str) -> Iterator[None]:
     """A Ray of our own for the time of a sweep, the cluster at `address`, or the one that this process already uses."""
     _set_environment()
-    start = _begun.pop() if _begun else None
-    if start is None and ray.is_initialized():
+    with contextlib.ExitStack() as until_then:
+        if _begun or not ray.is_initialized():
+            _connect(address, _kept[-1] if _kept else until_then)
         _check(spec)
         yield
-        return
-    if start is not None:
-        start.wait()
-        if threading.current_thread() is threading.main_thread():
-            # As Ray does where it is started in this thread: whoever holds something gives it back.
-            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-    else:
+
+
+def _connect(address: str, until_then: contextlib.ExitStack) -> None:
+    if not _begun:
         _start(address)
-    try:
-        _check(spec)
-        yield
-    finally:
-        _stop()
-        if start is not None:
-            start.end()
+        until_then.callback(_stop)
+        return
+    start = _begun.pop()
+    start.wait()
+    until_then.callback(start.end)
+    until_then.callback(_stop)
+    if threading.current_thread() is threading.main_thread():
+        # As Ray does where it is started in this thread: whoever holds something gives it back.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 
 
 def _set_environment() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,17 @@ def test_what_goes_wrong_with_it_is_told_and_the_sweep_is_finished_all_the_same(
     assert "no finetune here" in (outcome.store.folder / "random-error.txt").read_text()
     assert baseline_is_due(spec, outcome.store)
     assert "sweep ended without one" in section(read_view(outcome.store))
+    # What is done meanwhile is done once, of a policy that is drawn and not finetuned; it may go wrong as well.
+    seen: list[tuple[bool, Baseline | None]] = []
+
+    def full() -> None:
+        seen.append((policy_of(outcome.store.folder).exists(), Baseline.find(outcome.store.folder)))
+        raise OSError("no space left for a page")
+
+    told = told_by_baseline(spec, outcome.store, meanwhile=full)
+    assert "random policy: failed: OSError: no space left for a page; `bitfront resume s` makes it" in told
+    assert seen == [(True, None)]
+    assert baseline_is_due(spec, outcome.store)
     _, told = run(spec)
     assert "random policy: top-1" in told
     check_baseline(spec, outcome.store)
@@ -163,10 +175,12 @@ def finished(folder: Path, **limits: str) -> tuple[SweepSpec, SweepStore]:
     return spec, store
 
 
-def told_by_baseline(spec: SweepSpec, store: SweepStore, *, seconds: float = 9.0, science: object = api) -> str:
+def told_by_baseline(
+    spec: SweepSpec, store: SweepStore, *, seconds: float = 9.0, meanwhile: Callable[[], object] = list
+) -> str:
     console = Console(record=True, width=300)
     with Progress(console, store, epochs_per_trial=2) as progress:
-        make_baseline(spec, store, progress, science, seconds=seconds, meanwhile=list)  # type: ignore[arg-type]
+        make_baseline(spec, store, progress, api, seconds=seconds, meanwhile=meanwhile)
     return console.export_text()
 
 

@@ -19,7 +19,7 @@ from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
 from service.front import find_front
-from service.mirror import REFRESH_S, SHARE, BackgroundMirror, Tracker
+from service.mirror import LONGEST_PAUSE_S, PAUSE_S, REFRESH_S, SHARE, BackgroundMirror, Tracker, pause_s
 from service.orchestrate.worker import settle_failure
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import resolve_uri
@@ -660,16 +660,18 @@ def test_more_settings_and_epochs_than_a_request_takes_are_sent_in_several(
     assert one["tags"]["bitfront.state"] == "pruned"
 
 
-def test_syncs_take_a_small_share_of_a_processor_and_the_last_one_waits_for_nothing(store: SweepStore) -> None:
+def test_syncs_take_a_small_share_of_a_processor_and_neither_a_lone_event_nor_the_last_one_waits(
+    store: SweepStore,
+) -> None:
     begun: list[float] = []
 
     class Costly(Tracker):
         def sync(self, *, alive: bool = True, closing: bool = False) -> float | None:
             begun.append(time.monotonic())
-            until = time.thread_time() + 0.04
+            until = time.thread_time() + 0.02
             while time.thread_time() < until:
                 pass
-            return 0.0
+            return 0.0 if len(begun) == 1 else None
 
     mirror = BackgroundMirror(Costly(store, uri="", experiment=""))
     mirror.poke()
@@ -677,7 +679,10 @@ def test_syncs_take_a_small_share_of_a_processor_and_the_last_one_waits_for_noth
     while len(begun) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert begun[1] - begun[0] >= 0.04 / SHARE
+    assert begun[1] - begun[0] >= 0.02 / SHARE
     asked = time.monotonic()
     assert mirror.close() is None
-    assert time.monotonic() - asked < 0.5 * 0.04 / SHARE
+    assert time.monotonic() - asked < 0.5 * 0.02 / SHARE
+    # As long after the last one as it had to wait for, or an hour: only what comes with it is waited for.
+    assert [pause_s(took_s=0.04, since_s=since) for since in (0.0, 1.25, 1.75, 3600.0)] == [2.0, 0.75, PAUSE_S, PAUSE_S]
+    assert [pause_s(took_s=9.0, since_s=since) for since in (0.0, 9.0, 3600.0)] == [LONGEST_PAUSE_S, 1.0, PAUSE_S]
