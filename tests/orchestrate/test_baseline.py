@@ -250,14 +250,14 @@ def test_a_page_that_cannot_be_drawn_loses_neither_the_end_nor_the_front(
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("gallery", ["{random: false}", "{images: 0}"])
-def test_a_gallery_without_it_or_none_at_all(tmp_path: Path, gallery: str) -> None:
-    outcome, told = run(spec_of(tmp_path, gallery=gallery))
+def test_without_images_a_sweep_has_no_gallery_and_no_random_policy(tmp_path: Path) -> None:
+    """One with images and without a random policy is that of test_promote.py."""
+    outcome, told = run(spec_of(tmp_path, gallery="{images: 0}"))
     assert outcome.end == "finished"
     assert "random policy" not in told
     assert Baseline.find(outcome.store.folder) is None
-    has_maps = (outcome.store.trial_folder("t0000") / "attribution.npz").exists()
-    assert has_maps == (gallery == "{random: false}") == bool(section(read_view(outcome.store)))
+    assert not (outcome.store.trial_folder("t0000") / "attribution.npz").exists()
+    assert not section(read_view(outcome.store))
 
 
 @pytest.mark.long

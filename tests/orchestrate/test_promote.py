@@ -8,8 +8,11 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
+from dashboards.gallery import section
+from service.baseline import Baseline
 from service.promoted import model_folder, sources_of
 from service.records import SweepStore
+from service.view import read_view
 
 from .conftest import Bitfront, wait_for
 
@@ -62,6 +65,11 @@ def test_a_front_is_finetuned_once_and_what_is_cut_off_goes_on_to_the_same_weigh
     assert "target: 2 policies, 2 to finetune" in told
     assert "models:/target@champion" in told
     store, sweep = SweepStore(storage / "target"), SweepStore(storage / "found")
+    # The sweep's gallery is without a random policy, and has its maps.
+    assert "random policy" not in told
+    assert Baseline.find(sweep.folder) is None
+    assert all((sweep.trial_folder(trial.trial_id) / "attribution.npz").exists() for trial in sweep.trials())
+    assert section(read_view(sweep))
     trials = store.trials()
     assert {trial.state for trial in trials} == {"done"}
     assert {trial.policy_hash for trial in trials} == {trial.policy_hash for trial in sweep.trials()}
