@@ -153,8 +153,11 @@ def test_trials_repeat_their_numbers_without_filling_new_memory_first(monkeypatc
 
 
 @pytest.mark.parametrize("quantizer", ["pact", "hwgq", "lsq", "daq"])
-def test_nothing_reads_memory_that_it_has_not_written(quantizer: DeployedQuantizer) -> None:
+def test_nothing_reads_memory_that_it_has_not_written(
+    monkeypatch: pytest.MonkeyPatch, quantizer: DeployedQuantizer
+) -> None:
     """NaN in all new memory changes no value and no gradient, whichever of these are asked for."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.manual_seed(0)
     mixture = BitMixture(quantizer, weight_bits=(2, 4), act_bits=(2, 4), signed=False)
     x, weight = torch.randn(64, 33, requires_grad=True), torch.randn(70, 33, requires_grad=True)

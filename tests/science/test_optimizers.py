@@ -15,13 +15,14 @@ def test_a_first_step_that_overflows_leaves_the_momentum_at_zero(monkeypatch: py
     optimizer = fused_sgd([weight], lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     found = []
-    for gradient in (float("inf"), 1.0, 1.0):
-        weight.grad = torch.full((3,), gradient) * scaler.get_scale() if gradient == 1.0 else torch.full((3,), gradient)
-        scaler.scale(torch.ones(()))
-        scaler.step(optimizer)
-        scaler.update()
-        found.append(weight[0].item())
-    torch.use_deterministic_algorithms(False)
+    try:
+        for gradient in (float("inf"), 1.0, 1.0):
+            weight.grad = scaler.scale(torch.full((3,), gradient))
+            scaler.step(optimizer)
+            scaler.update()
+            found.append(weight[0].item())
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert found == pytest.approx([1.0, 0.9, 0.71])
 
 
