@@ -33,7 +33,7 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
 
     Raises StorageError that says what differs where the name belongs to another sweep.
     """
-    storage = Path(spec.storage.path).absolute()
+    storage = _storage(spec)
     folder = storage / spec.name
     if spec.name in RESERVED:
         raise ConfigError(f"name is {spec.name!r}, which the storage uses itself; choose another.")
@@ -58,17 +58,20 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
     return store
 
 
+def _storage(spec: SweepSpec) -> Path:
+    return Path(spec.storage.path).absolute()
+
+
 def is_finished(spec: SweepSpec) -> bool:
     """Whether the storage has a sweep of this name that ran to its end."""
-    folder = Path(spec.storage.path).absolute() / spec.name
     with contextlib.suppress(StorageError):
-        return SweepStore(folder).sweep().end == "finished"
+        return SweepStore(_storage(spec) / spec.name).sweep().end == "finished"
     return False
 
 
 def is_driven(spec: SweepSpec) -> bool:
     """Whether the storage has a sweep of this name that another process runs."""
-    return driver.alive(Path(spec.storage.path).absolute() / spec.name)
+    return driver.alive(_storage(spec) / spec.name)
 
 
 def lacks_reference(spec: SweepSpec) -> bool:
@@ -78,7 +81,7 @@ def lacks_reference(spec: SweepSpec) -> bool:
     """
     if spec.resources.launch_resolved != "process" or spec.resources.gpus_per_worker:
         return False
-    store = Path(spec.storage.path).absolute() / REFERENCES
+    store = _storage(spec) / REFERENCES
     return any(ReferenceRecord.find(store, key) is None for key in references(spec))
 
 

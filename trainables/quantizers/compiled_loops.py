@@ -90,7 +90,7 @@ def mix(x: Floats, y: Floats, probs: Floats, steps: Floats, table: Floats, half_
 
 
 @summing
-def _dot(x: Any, grad: Any, inverse: Any, lo: Any, hi: Any, offset: Any, half_wave: Any) -> Any:
+def dot_of_codes(x: Any, grad: Any, inverse: Any, lo: Any, hi: Any, offset: Any, half_wave: Any) -> Any:
     """⟨code + offset, grad⟩."""
     total = np.float32(0)
     if half_wave:
@@ -162,7 +162,7 @@ def differentiate(
         if wants_dots:
             for j in range(steps.size):
                 inverse = np.float32(1) / steps[j]
-                sums[j] += _dot(part, upstream, inverse, table[j, 0], table[j, 1], table[j, 2], half_wave)
+                sums[j] += dot_of_codes(part, upstream, inverse, table[j, 0], table[j, 1], table[j, 2], half_wave)
         if passing == WINDOWS:
             _pass_windows(part, upstream, grad_x[start : start + BLOCK], probs, steps, table, half_wave)
         elif passing != EVERYWHERE:

@@ -26,6 +26,7 @@ from trainables.quantizers.compiled_loops import (
     Sums,
     code_of,
     compiled,
+    dot_of_codes,
     summing,
 )
 
@@ -174,15 +175,6 @@ def _dot(a: Any, b: Any) -> Any:
     return total
 
 
-@summing
-def _code_dot(x: Any, grad: Any, step: Any, lo: Any, hi: Any) -> Any:
-    """⟨code, grad⟩."""
-    inverse, total = _ONE / step, np.float32(0)
-    for i in range(x.size):
-        total += code_of(x[i], inverse, lo, hi, np.float32(0)) * grad[i]
-    return total
-
-
 @compiled(
     types.void(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, types.float32[:, ::1], types.boolean, types.float64[:, ::1])
 )
@@ -211,6 +203,6 @@ def lsq_differentiate(
             _slopes(part, out, here, probs[j], steps[j], lo, hi)
             sums[1, j] += _dot(here, upstream)
             if wants_dots:
-                sums[0, j] += _code_dot(part, upstream, steps[j], lo, hi)
+                sums[0, j] += dot_of_codes(part, upstream, _ONE / steps[j], lo, hi, np.float32(0), False)
         for i in range(part.size):
             out[i] *= upstream[i]
