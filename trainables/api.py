@@ -46,6 +46,7 @@ __all__ = [
     "check_budget",
     "count",
     "count_gpus",
+    "device",
     "ensure_reference",
     "finetune",
     "finetune_hours",
@@ -53,6 +54,7 @@ __all__ = [
     "random_policies",
     "reference_hours",
     "run_trial",
+    "step_ratio",
     "survey",
     "survey_finetune",
     "surveys",
@@ -92,6 +94,13 @@ def count(network: str, *, image_size: int, num_classes: int) -> CostModel:
         return measure(net, torch.zeros(1, 3, image_size, image_size))
     except RuntimeError as error:
         raise ConfigError(f"{network} does not run on {image_size}×{image_size} pixels: {error}") from None
+
+
+def device() -> str:
+    """What this process computes on: a GPU's name, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> ReferenceRecord:
@@ -163,6 +172,17 @@ def run_trial(config: TrialConfig, report: Report, *, store: Path, checkpoint: P
 
     with processes.let_go():
         return trial.run_trial(config, report, store=store, checkpoint=checkpoint)
+
+
+def step_ratio(config: TrialConfig, *, threads: int, workers: int = 1) -> float | None:
+    """What a search step takes over a plain full-precision step of the same network on the same batch.
+
+    Both are timed in turn on this machine's device, a few seconds; the median counts. A step is one worker's share of a
+    batch. None for methods whose search has no steps. Reads the data set.
+    """
+    from trainables import step_ratio as timed
+
+    return timed.step_ratio(config, threads=threads, workers=workers)
 
 
 def survey(config: TrialConfig) -> Survey:

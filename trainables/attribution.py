@@ -60,7 +60,7 @@ class Attribution:
         return self._head is not None
 
     def maps(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Normalised maps [N, h, w] of the last forward pass, which gave `logits` [N, K]; classes [N], below K.
+        """Maps (eqs 2-3), normalised, [N, h, w] of the last pass, which gave `logits` [N, K]; classes [N], below K.
 
         Differentiable in the network's weights. In float32 at least, also where the pass was autocast.
         """

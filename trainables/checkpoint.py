@@ -1,11 +1,10 @@
-"""Where training goes on after it was cut off: one file, replaced after every epoch and, where that is asked for, after
-every so many steps; exact to the last bit."""
+"""Where training goes on after it was cut off: a file, replaced after every epoch and, where that is asked for, after
+every so many steps, and the one before it; exact to the last bit."""
 
 from __future__ import annotations
 
-import os
+import logging
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,12 @@ from torch import Tensor, nn
 
 from trainables.choices import Choices
 from trainables.distributed import Workers
+from trainables.patience import patiently
 from trainables.policy import BitPolicy, policy_of
-from trainables.report import Stage
+from trainables.report import Stage, checkpoint_files
+from trainables.tensor_files import DamagedError, read_tensors, replace_tensors
+
+log = logging.getLogger("bitfront.checkpoint")
 
 FORMAT = 4
 """Of the file, and of what it is loaded into: one more whenever parameters are named or ordered in another way, or
@@ -54,17 +57,23 @@ class Position:
 
 
 class Checkpoint:
-    """The file of a trial, or of a reference: read by every worker, written by rank 0.
+    """The files of a trial, or of a reference: read by every worker, written by rank 0.
 
     Holds one stage: how far it is, all that training changes, and every worker's generators, with the time spent in
-    every stage so far and, once they are known, the choices and the policy. A file that cannot be read, or of another
-    format, counts as none: its epochs are computed again.
+    every stage so far and, once they are known, the choices and the policy. A file that is damaged, or of another
+    format, counts as none: training goes on from the one before it, or begins anew, and is computed again from there.
     """
 
     def __init__(self, path: Path | None, workers: Workers) -> None:
         """Without a `path` nothing is kept."""
         self._path, self._workers = path, workers
-        self._kept: dict[str, Any] = _read(path) if path else {}
+        self._kept: dict[str, Any] = {}
+        self._whole = False
+        """Whether the newest file is one that can be gone on from; else it is not worth keeping."""
+        self._is_other = False
+        """Whether what the files hold is of another policy, the one before the newest, too."""
+        if path:
+            self._kept, self._whole = _read(path, tells=workers.rank == 0)
         self._seconds: dict[str, float] = dict(self._kept.get("seconds", {}))
         self._began = time.perf_counter()
         self._stage: Booked | Literal[""] = ""
@@ -116,13 +125,14 @@ class Checkpoint:
     def emptied(self) -> Checkpoint:
         """The same file as if nothing were in it; it is written over by what is kept first."""
         fresh = Checkpoint(None, self._workers)
-        fresh._path = self._path
+        fresh._path, fresh._is_other = self._path, True
         return fresh
 
     def remove(self) -> None:
         """The result is safe; nothing has to be gone on with."""
         if self._path and self._workers.rank == 0:
-            self._path.unlink(missing_ok=True)
+            for path in checkpoint_files(self._path):
+                path.unlink(missing_ok=True)
 
     def _restore(self, stage: Stage, parts: Mapping[str, Stateful]) -> Position:
         kept, self._kept = self._kept, {}
@@ -171,7 +181,12 @@ class Checkpoint:
         }
         if cuda:
             content["device_generators"] = on_devices
-        _write(self._path, content)
+        newest, before = checkpoint_files(self._path)
+        old = before if self._whole else None
+        if self._is_other:
+            patiently(lambda: before.unlink(missing_ok=True), newest.parent)
+        patiently(lambda: replace_tensors(content, newest, old=old), newest.parent)
+        self._whole, self._is_other = True, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +206,26 @@ class StageCheckpoint:
         self._checkpoint._save(self._stage, {"net": self._net, **parts}, position)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(newest: Path, *, tells: bool) -> tuple[dict[str, Any], bool]:
+    """What training goes on from, empty where there is nothing, and whether that is the newest file."""
+    for path in checkpoint_files(newest):
+        kept = _read_one(path, tells=tells)
+        if kept:
+            if tells and path != newest:
+                log.warning(
+                    "%s: gone on with instead, after %s epoch %d", path, kept["stage"], kept["position"]["epoch"]
+                )
+            return kept, path == newest
+    return {}, False
+
+
+def _read_one(path: Path, *, tells: bool) -> dict[str, Any]:
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged file fails in a dozen ways, all of which mean the same
+        kept = patiently(lambda: read_tensors(path), path.parent)
+    except FileNotFoundError:
+        return {}
+    except DamagedError as error:
+        if tells:
+            log.warning("%s It is not gone on with.", error)
         return {}
     return kept if isinstance(kept, dict) and kept.get("format") == FORMAT else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with unfinished.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

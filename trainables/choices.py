@@ -152,6 +152,8 @@ class Choices:
             if not isinstance(entry, dict) or set(entry) not in ({"pinned"}, {"weight", "group"}):
                 raise ConfigError(f"{origin}: layer {name!r}: expected 'weight' and 'group', or 'pinned'.")
         searched = {name: entry for name, entry in layers.items() if "weight" in entry}
+        if not all(isinstance(entry["group"], str) for entry in searched.values()):
+            raise ConfigError(f"{origin}: 'group' of a layer is no name; give one of 'groups'.")
         try:
             return cls(
                 network=content["network"],
@@ -184,4 +186,7 @@ def _read(content: object) -> Scores:
         raise ConfigError(f"expected scores by width, found {str(content)[:60]!r}.")
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in content.values()):
         raise ConfigError(f"expected a number for each width, found {content!r}.")
-    return Scores(tuple(int(width) for width in content), tuple(float(value) for value in content.values()))
+    try:
+        return Scores(tuple(int(width) for width in content), tuple(float(value) for value in content.values()))
+    except OverflowError:
+        raise ConfigError("found a score of more digits than a number has; give a finite one.") from None

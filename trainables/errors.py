@@ -50,6 +50,10 @@ class StorageError(BitfrontError):
     """A sweep's storage that is missing, incomplete or not writable."""
 
 
+class StorageUnavailableError(StorageError):
+    """A storage that is full, read-only or gone: no fault of what was computed, which goes on once it is mended."""
+
+
 class LostError(BitfrontError):
     """Work that failed without a fault in what the user wrote: a process, a machine or memory that was lost."""
 

@@ -56,5 +56,5 @@ class ModelCard:
             return cls(**{**content, **tuples})
         except FileNotFoundError:
             raise StorageError(f"{folder} holds no finetuned network: it has no {CARD_FILE}.") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise StorageError(f"{path} cannot be read ({error}); finetune the policy again.") from None

@@ -7,13 +7,14 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from trainables.errors import DivergedError, StorageError
 from trainables.folders import replaced
 from trainables.model_files import CARD_FILE, POLICY_FILE, WEIGHTS_FILE, ModelCard
+from trainables.patience import unavailable
 from trainables.policy_file import PolicyRecord
+from trainables.tensor_files import DamagedError, read_tensors, save_tensors
 
 
 def save_model(net: nn.Module, card: ModelCard, record: PolicyRecord, folder: Path) -> None:
@@ -24,12 +25,13 @@ def save_model(net: nn.Module, card: ModelCard, record: PolicyRecord, folder: Pa
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     try:
         with replaced(folder) as unfinished:
-            torch.save(weights, unfinished / WEIGHTS_FILE)
+            save_tensors(weights, unfinished / WEIGHTS_FILE)
             (unfinished / POLICY_FILE).write_text(record.to_json())
             content = json.dumps(dataclasses.asdict(card), indent=2, allow_nan=False)
             (unfinished / CARD_FILE).write_text(content + "\n")
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk as a RuntimeError
-        raise StorageError(f"{folder}: the network cannot be written ({error}); make room, and run again.") from None
+    except OSError as error:
+        otherwise = StorageError(f"{folder}: the network cannot be written ({error}); make room, and run again.")
+        raise unavailable(error, folder.parent) or otherwise from None
 
 
 def load_weights(net: nn.Module, folder: Path) -> None:
@@ -39,13 +41,11 @@ def load_weights(net: nn.Module, folder: Path) -> None:
     """
     path = folder / WEIGHTS_FILE
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
     except FileNotFoundError:
         raise StorageError(f"{folder} has no {WEIGHTS_FILE}; finetune the policy again.") from None
-    except Exception as error:  # a damaged file fails in a dozen ways, all of which mean the same
-        raise StorageError(
-            f"{path} cannot be read ({type(error).__name__}); copy it again, or finetune the policy again."
-        ) from None
+    except (OSError, DamagedError) as error:
+        raise StorageError(f"{path} cannot be read ({error}); copy it again, or finetune the policy again.") from None
     try:
         net.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -37,7 +37,7 @@ NEGLIGIBLE = 1e-13
 
 
 def partition(features: Tensor, *, size: int, levels: int, ratio: int, gamma: float) -> Tensor:
-    """Groups of the last level, [N, size, size] int32: 0, 1, … in the order of their first pixels, row by row.
+    """Groups of the last level (eqs 11-12), [N, size, size] int32: 0, 1, … in the order of their first pixels by rows.
 
     Args:
         features: A [N, C, h, w], on any device; groups are on the CPU.

@@ -16,6 +16,8 @@ from trainables.bops import CostModel
 from trainables.errors import ConfigError, did_you_mean
 from trainables.policy import BitPolicy, policy_of
 
+MAX_BYTES, MAX_DEPTH = 2**26, 32
+"""Of files that come from outside; ours have kilobytes, and four levels."""
 FORMAT_VERSION = 2
 _V1_KEYS: dict[str, type] = {
     "bitfront_policy": int, "hash": str, "network": str, "method": str, "settings": dict, "costs": dict, "layers": dict,
@@ -161,9 +163,13 @@ def _check_keys(content: Mapping[str, Any], kinds: Mapping[str, type], origin: s
 
 
 def read_text(path: Path) -> str:
-    """The file's text. Raises ConfigError for one that is missing or not text."""
+    """The file's text. Raises ConfigError for one that is missing, not text, or larger than any of ours."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB; give the file that Bitfront has written.")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file.") from None
     except FileNotFoundError:
@@ -180,7 +186,11 @@ def read_object(text: str, *, origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: not JSON that can be read: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{origin}: expected a JSON object, found {str(content)[:40]!r}.")
-    for place, value in _leaves(content):
+    try:
+        leaves = list(_leaves(content))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    for place, value in leaves:
         if isinstance(value, _Twice):
             raise ConfigError(f"{origin}: {place} stands twice; keep one.")
         if isinstance(value, float) and not math.isfinite(value):
@@ -199,11 +209,16 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _leaves(content: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """All values that hold no others, each with its place, such as settings.act_bits.1."""
+def _leaves(content: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+    """All values that hold no others, each with its place, such as settings.act_bits.1.
+
+    Raises ConfigError, without the file's name, where they lie deeper than in any file of ours.
+    """
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{place[:60]}… is nested too deeply; at most {MAX_DEPTH} levels are read.")
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else None
     if inner is None:
         yield place, content
         return
     for key, value in inner:
-        yield from _leaves(value, f"{place}.{key}" if place else str(key))
+        yield from _leaves(value, f"{place}.{key}" if place else str(key), depth + 1)

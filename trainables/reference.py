@@ -23,10 +23,12 @@ from trainables.errors import ConfigError, StorageError
 from trainables.evaluation import top1
 from trainables.folders import published
 from trainables.models import build_network
+from trainables.patience import patiently
 from trainables.pretrained import Begun, begin_with, digest_of
 from trainables.report import RECORD_FILE, EpochReport, ReferenceRecord, Report
 from trainables.stepping import Batches, TrainingPlan
 from trainables.supernet import Roles, assign_roles
+from trainables.tensor_files import DamagedError, read_tensors, save_tensors
 from trainables.training import cosine, train
 
 PROBE_IMAGES = 8
@@ -97,6 +99,7 @@ def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> Ref
     """
     workers = Workers.current()
     data = load_data(config.data)
+    store.mkdir(parents=True, exist_ok=True)
     _check_network(config, data, workers)
     # Two that train the same reference write the same bits, each file whole.
     checkpoint = Checkpoint(store / f".{config.reference_key}.checkpoint.pt", workers)
@@ -119,7 +122,7 @@ def ensure_reference(config: BenchConfig, report: Report, *, store: Path) -> Ref
     )
     if workers.rank == 0:
         with published(store / record.key) as folder:
-            torch.save(net.state_dict(), folder / "model.pt")
+            save_tensors(net.state_dict(), folder / "model.pt")
             (folder / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
     checkpoint.remove()
     return record
@@ -234,7 +237,9 @@ def load_bench(config: BenchConfig, *, store: Path, checkpoint: Path | None = No
     data = load_data(config.data)
     net = fresh_network(config, data)
     try:
-        net.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+        net.load_state_dict(patiently(lambda: read_tensors(folder / "model.pt"), folder))
+    except DamagedError as error:
+        raise StorageError(f"{error} Remove {folder}, and it is trained anew.") from None
     except RuntimeError:
         raise StorageError(
             f"{folder}: the weights there do not fit {config.network.name}, which has changed since they were trained; "

@@ -43,6 +43,7 @@ from trainables.errors import StorageError
 from trainables.folders import published
 from trainables.method_config import GmpqConfig, RgmpqConfig, TargetClass
 from trainables.partition import partition, smooth
+from trainables.patience import unavailable
 from trainables.reference import Bench
 from trainables.report import RECORD_FILE
 
@@ -242,7 +243,8 @@ def _alone(folder: Path) -> Iterator[None]:
         lock = folder.with_suffix(".lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise StorageError(f"{folder.parent} cannot be written and locked ({error.strerror}); check it.") from None
+        otherwise = StorageError(f"{folder.parent} cannot be written and locked ({error.strerror}); check it.")
+        raise unavailable(error, folder.parent) or otherwise from None
     with lock:
         yield
 
@@ -278,10 +280,11 @@ def _write(folder: Path, bench: Bench, setting: MapSetting, split: Split, conten
             record = {**content, "device_hours": _hours_since(began, bench)}
             (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise StorageError(
+        otherwise = StorageError(
             f"{folder}: {count} attribution maps cannot be written ({error.strerror}); make room, or give storage.path "
             "another place."
-        ) from None
+        )
+        raise unavailable(error, folder.parent) or otherwise from None
 
 
 def _read(folder: Path) -> KeptMaps:

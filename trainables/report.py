@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from trainables.samples import SampleMaps
 
 RECORD_FILE = "record.json"
+
+
+def checkpoint_files(newest: Path) -> tuple[Path, Path]:
+    """The files of a checkpoint: the newest, and the one before it, in case that the newest is damaged."""
+    return newest, newest.with_stem(f"{newest.stem}-1")
+
+
 Stage = Literal["reference", "search", "finetune"]
 
 
@@ -61,7 +68,7 @@ class ReferenceRecord:
             return cls(**{**content, "fresh": tuple(content.get("fresh", ()))})
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise StorageError(f"{path} cannot be read ({error}); delete its folder to train anew.") from None
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.errors import StorageError
+from trainables.patience import unavailable
 
 ATTRIBUTION_FILE = "attribution.npz"
 SAMPLES_FOLDER = "samples"
@@ -67,9 +68,8 @@ class _Arrays:
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
-            raise StorageError(
-                f"{path} cannot be written ({error.strerror}); make room, or check its folder."
-            ) from None
+            otherwise = StorageError(f"{path} cannot be written ({error.strerror}); make room, or check its folder.")
+            raise unavailable(error, path.parent) or otherwise from None
 
     @classmethod
     def load(cls, path: Path) -> Self:

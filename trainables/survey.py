@@ -258,7 +258,7 @@ def _shortened(config: TrialConfig, validation_images: int, workers: int, device
         config,
         data=replace(config.data, loader_workers=0),
         reference=replace(reference, epochs=1, batch_size=share(reference.batch_size), lr=still),
-        method=_shortened_search(config.method, workers, device),
+        method=shortened_search(config.method, workers, device),
         finetune=replace(
             tuned,
             epochs=1,
@@ -270,7 +270,7 @@ def _shortened(config: TrialConfig, validation_images: int, workers: int, device
     )
 
 
-def _shortened_search(method: MethodConfig, workers: int, device: torch.device) -> MethodConfig:
+def shortened_search(method: MethodConfig, workers: int, device: torch.device) -> MethodConfig:
     """Few steps of the same kind."""
     match method:
         case SupernetConfig():

@@ -77,15 +77,12 @@ class Clock:
 
 
 @dataclass(slots=True)
-class _Sample:
-    """`count` images, those of the data set again and again; notes when each batch is asked for."""
+class Repeated:
+    """`count` images, those of the data set again and again; what becomes of a batch is for those who time it."""
 
     images: ImageSet
     count: int
     clock: Clock
-    uses: tuple[str, ...]
-    """What they are read for the first time, the second and so on; the last again and again."""
-    read: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -103,6 +100,15 @@ class _Sample:
     def pixels(self, places: Tensor) -> Tensor:
         """See `ImageSet.pixels`; not timed."""
         return self.images.pixels(places % len(self.images))
+
+
+@dataclass(slots=True)
+class _Sample(Repeated):
+    """Notes when each batch is asked for."""
+
+    uses: tuple[str, ...]
+    """What they are read for the first time, the second and so on; the last again and again."""
+    read: int = 0
 
     def batch(self, places: Tensor, draws: Tensor | None) -> LabelledImages:
         """See `ImageSet.batch`."""

@@ -1,5 +1,7 @@
 """Augmentation, resizing and normalising against brute force, image by image."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +181,12 @@ def test_files_become_batches_of_rgb_squares_whatever_their_shape_and_mode(
     assert torch.equal(images, plain) == (augment == "none")
 
 
+def _claiming(png: bytes, *, side: int) -> bytes:
+    """The image with a header of many more pixels: to decode it would take gigabytes."""
+    header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
 def test_a_damaged_image_is_an_error_with_its_path(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "noise.jpg")
@@ -189,6 +197,7 @@ def test_a_damaged_image_is_an_error_with_its_path(tmp_path: Path) -> None:
         "text.png": b"not an image",
         "empty.jpg": b"",
         "turned.png": content[:40] + bytes(255 - byte for byte in content[40:]),
+        "bomb.png": _claiming(content, side=30_000),
     }
     for name, bad in damaged.items():
         (tmp_path / name).write_bytes(bad)

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from trainables.api import EpochReport, ensure_reference, run_trial
+from trainables.checkpoint import Checkpoint, Position
 from trainables.config import BudgetConfig, DataConfig, NetworkConfig, ReferenceConfig, TrialConfig
+from trainables.distributed import Workers
 from trainables.finetune_config import FinetuneConfig
 from trainables.method_config import GmpqConfig, RgmpqConfig
+from trainables.policy import BitPolicy, LayerBits
+from trainables.report import checkpoint_files
 
 TINY = TrialConfig(
     network=NetworkConfig(name="resnet8"),
@@ -122,6 +128,41 @@ def test_a_search_costs_its_maps_in_full_whoever_made_them(store: Path, tmp_path
     assert 0 < costs[1] < record["device_hours"] / 2
 
 
+@pytest.mark.parametrize("survive", [2, 3])
+def test_a_file_with_a_flipped_bit_leaves_the_one_before_it_to_go_on_from(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, survive: int
+) -> None:
+    undisturbed = run_trial(TINY, Reports(), store=store)
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(CutOffError):
+        run_trial(TINY, Reports(survive), store=store, checkpoint=file)
+    flip_a_weight(file)
+    damaged = file.read_bytes()
+    # Cut off once more, before anything is kept: what is whole must not give way to what is damaged.
+    with pytest.raises(CutOffError):
+        run_trial(TINY, Reports(0), store=store, checkpoint=file)
+    assert file.read_bytes() == damaged
+    again = Reports(1)
+    with pytest.raises(CutOffError):
+        run_trial(TINY, again, store=store, checkpoint=file)
+    assert f"{file} is damaged: " in caplog.text
+    stage, epoch = next(iter(again.seen))
+    assert f"checkpoint-1.pt: gone on with instead, after search epoch {survive - 1}" in caplog.text
+    found = run_trial(TINY, Reports(), store=store, checkpoint=file)
+    assert (stage, epoch) == (("search", 2) if survive == 2 else ("finetune", 1))
+    assert (found.record, untimed(found.metrics)) == (undisturbed.record, untimed(undisturbed.metrics))
+
+
+def flip_a_weight(file: Path) -> None:
+    """Changes one bit of the largest tensor; torch would read it as if nothing had happened."""
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(file.read_bytes())
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 16
+    file.write_bytes(content)
+    assert torch.load(file, weights_only=True)["stage"]
+
+
 def test_a_file_that_is_damaged_counts_as_none(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(b"PK\x03\x04 half of a file")
@@ -138,7 +179,8 @@ def test_a_file_of_another_format_counts_as_none(store: Path, tmp_path: Path, su
         run_trial(TINY, Reports(survive), store=store, checkpoint=file)
     content = torch.load(file, weights_only=True)
     older = {"format": 2, "epoch": 1, "net": content["parts"]["net"], "optimizers": []}
-    torch.save({**older, **{name: content[name] for name in ("stage", "seconds", "policy", "choices")}}, file)
+    for path in checkpoint_files(file):
+        torch.save({**older, **{name: content[name] for name in ("stage", "seconds", "policy", "choices")}}, path)
     reports = Reports()
     run_trial(TINY, reports, store=store, checkpoint=file)
     assert len(reports.seen) == 4
@@ -156,3 +198,17 @@ def test_a_reference_goes_on_too_and_leaves_no_checkpoint(tmp_path: Path) -> Non
     weights = [torch.load(tmp_path / side / config.reference_key / "model.pt", weights_only=True) for side in "ab"]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert [path.name for path in (tmp_path / "b").iterdir()] == [config.reference_key]
+
+
+def test_a_finetune_of_another_policy_leaves_nothing_of_the_one_before_to_fall_back_on(tmp_path: Path) -> None:
+    net, files = nn.Linear(2, 1), checkpoint_files(tmp_path / "checkpoint.pt")
+    policies = [BitPolicy(network="n", bits={"fc": LayerBits(bits, bits)}) for bits in (2, 4)]
+    for epoch in (1, 2):
+        before = Checkpoint(files[0], Workers.current()).begin("finetune", net, policy=policies[0])
+        before.save({}, Position(epoch=epoch))
+    assert files[1].exists()
+    fresh = Checkpoint(files[0], Workers.current()).emptied().begin("finetune", net, policy=policies[1])
+    fresh.save({}, Position(epoch=1))
+    assert not files[1].exists()
+    fresh.save({}, Position(epoch=2))
+    assert all(Checkpoint(path, Workers.current()).policy == policies[1] for path in files)

@@ -112,7 +112,7 @@ def test_writing_again_replaces_and_writing_that_fails_leaves_what_was_there(
     def full(*arguments: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(model_folder.torch, "save", full)
+    monkeypatch.setattr(model_folder, "save_tensors", full)
     with pytest.raises(StorageError, match=r"model: the network cannot be written \(No space left.*make room"):
         save_model(loaded.net, loaded.card, loaded.record, folder)
     monkeypatch.undo()

@@ -199,6 +199,7 @@ def test_a_search_for_a_gpu_is_timed_without_one() -> None:
     assert api.time_steps(config, threads=1).search_s > 0
 
 
+@pytest.mark.long
 def test_the_estimate_is_within_a_factor_of_two_of_a_trial(tmp_path: Path) -> None:
     survey = api.survey(TINY)
     threads = torch.get_num_threads()

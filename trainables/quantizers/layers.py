@@ -61,19 +61,19 @@ class BitMixture(nn.Module):
         self.act_share: Tensor | None = None
 
     def weight_probs(self) -> Tensor:
-        """π_w [n_w]."""
+        """π_w [n_w], eq. 5."""
         if self.weight_share is not None:
             return self.weight_share
         return self.certain if self.weight_logits is None else self.weight_logits.softmax(0)
 
     def act_probs(self) -> Tensor:
-        """π_a [n_a]."""
+        """π_a [n_a], eq. 5."""
         if self.act_share is not None:
             return self.act_share
         return self.certain if self.act_logits is None else self.act_logits.softmax(0)
 
     def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed activation and mixed weight."""
+        """Mixed activation and mixed weight: Σ_j π_a,j·Qa_j(x) and Σ_i π_w,i·Qw_i(W) of eq. 4."""
         return self.activations(x, self.act_probs()), self.weights(weight, self.weight_probs())
 
     def choose(self, weight_bits: int, act_bits: int) -> None:
