@@ -162,15 +162,16 @@ def _categories(label: str, values: Sequence[Any], listed: Sequence[Any]) -> Axi
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in order):
         order.sort()
     texts = short_texts([str(value).lower() if isinstance(value, bool) else _plain(value) for value in order])
-    places = {repr(value): float(i) for i, value in enumerate(order)}
+    # By equality: trials of a setting that takes fractions have 0.0 where the space lists 0.
+    places: dict[Any, float] = {value: float(i) for i, value in enumerate(order)}
     ticks = [(float(i), text) for i, text in enumerate(texts)]
     if None in values:
-        places["None"] = -1.0
+        places[None] = -1.0
         ticks.insert(0, (-1.0, ABSENT))
     low, high = ticks[0][0], ticks[-1][0]
     return Axis(
         label=label,
-        values=[places[repr(value)] for value in values],
+        values=[places[value] for value in values],
         ticks=ticks,
         low=low - 0.3 * (low == high),
         high=high + 0.3 * (low == high),

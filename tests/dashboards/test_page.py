@@ -1,6 +1,7 @@
 """What stands in a page, and what it must not hold. How it behaves in a browser: test_page_in_browser."""
 
 import base64
+import dataclasses
 import gzip
 import itertools
 import json
@@ -27,6 +28,7 @@ from dashboards.plots_spend import ard_section, spend_section
 from dashboards.sweep_facts import sweep_facts
 from dashboards.trial_data import by_kind
 from service.pareto import check_objectives
+from service.space import Choice
 from service.view import SweepView
 from trainables.errors import ConfigError
 
@@ -246,6 +248,18 @@ def test_a_setting_that_a_trial_lacks_is_shown_as_such(view_of: MakeView) -> Non
     assert axis["range"][0] == below < -2 == pytest.approx(min(v for v in axis["tickvals"] if v > below))
     lacking = [trial.settings["method.start"] == "reference" for trial in view.found.done]
     assert [value == below for value in axis["values"]] == lacking
+
+
+def test_whole_numbers_of_a_setting_that_takes_fractions_have_the_places_of_the_list(view_of: MakeView) -> None:
+    """A list of 12 and 24 for a setting whose trials have 12.0 and 24.0."""
+    view = view_of(num_trials=50, total_trials=50)
+    for trial in view.found.done:
+        assert isinstance(trial.settings, dict)
+        trial.settings["method.capacity"] = float(trial.settings["method.capacity"])
+    listed = {**view.space, "method.capacity": Choice((12, 24, 36))}
+    axis = dimensions(dataclasses.replace(view, space=listed))["capacity"]
+    found = [float(written(axis)[place]) for place in axis["values"]]
+    assert found == [trial.settings["method.capacity"] for trial in view.found.done]
 
 
 def test_words_that_begin_alike_stay_apart(view_of: MakeView) -> None:
