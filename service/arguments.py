@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USAGE_ERROR, RUN_ERROR, INTERRUPT_STATUS = 2, 1, 130
+RECORD_BEHIND = 4
+"""All is done that a status of 0 tells of, but not recorded in MLflow yet."""
 DEFAULT_STORAGE = "bitfront-sweeps"
 PIPE_WIDTH = 160
 """Characters of a line where there is no terminal."""
@@ -46,7 +48,7 @@ def sweep_names(ctx: click.Context, parameter: click.Parameter, incomplete: str)
     from service.sweeps import list_sweeps
 
     with contextlib.suppress(BitfrontError):
-        storage = Path(ctx.params.get("storage") or DEFAULT_STORAGE)
+        storage = StoragePath().convert(ctx.params.get("storage") or DEFAULT_STORAGE, None, None)
         names = [store.folder.name for store in list_sweeps(storage)]
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return []
@@ -60,14 +62,27 @@ def new_console() -> Console:
     return console if console.is_terminal else Console(markup=False, highlight=False, width=PIPE_WIDTH)
 
 
+class StoragePath(click.ParamType[Path]):
+    """A storage's folder; of an address this machine's working copy."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The folder, relative where it was given so."""
+        from service.object_store import is_url
+        from service.working_copy import located
+
+        return located(str(value)) if is_url(str(value)) else Path(value)
+
+
 sweep_argument = click.argument("name", metavar="SWEEP", shell_complete=sweep_names)
 storage_option = click.option(
     "--storage",
     default=DEFAULT_STORAGE,
     show_default=True,
     envvar="BITFRONT_STORAGE",
-    type=click.Path(path_type=Path),
-    help="The sweeps' storage folder.",
+    type=StoragePath(),
+    help="The sweeps' storage: a folder, or s3://BUCKET/FOLDER.",
 )
 address_option = click.option(
     "--address", default="", help="A Ray cluster: 'auto' on one of its machines, or host:port of its head."

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from service.records import CHECKPOINT_FILE, POLICY_FILE, write_json
 from trainables.errors import StorageError
+from trainables.report import checkpoint_files
 from trainables.samples import ATTRIBUTION_FILE
 
 _RECORD_FILE = "record.json"
@@ -43,7 +44,7 @@ class Baseline:
         """That of the sweep in this folder; None while there is none. One that cannot be read counts as none."""
         try:
             return cls(**json.loads((baseline_folder(sweep) / _RECORD_FILE).read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def is_of(self, knee: str, knee_policy: str, seed: int) -> bool:
@@ -58,7 +59,8 @@ class Baseline:
             write_json(folder / _RECORD_FILE, dataclasses.asdict(self))
         except OSError as error:
             raise StorageError(f"{folder} cannot be written: {error.strerror}.") from None
-        checkpoint_of(sweep).unlink(missing_ok=True)
+        for path in checkpoint_files(checkpoint_of(sweep)):
+            path.unlink(missing_ok=True)
 
 
 def baseline_folder(sweep: Path) -> Path:

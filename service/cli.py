@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from service.arguments import (
+    INTERRUPT_STATUS,
+    RECORD_BEHIND,
+    RUN_ERROR,
     USAGE_ERROR,
     Commands,
     address_option,
@@ -22,10 +26,13 @@ from service.arguments import (
 from service.cli_drive import drive_promotion, drive_sweep, own_command
 from service.cli_fronts import compare, front, table
 from service.cli_models import evaluate, export
+from service.cli_nightly import nightly
 from service.cli_policy import policy
 from service.cli_promote import promote
 from service.cli_records import clean, list_, logs, status, stop, sync, ui
 from service.cli_registry import register
+from service.cli_scheduler import scheduler
+from service.redaction import print_error
 
 if TYPE_CHECKING:
     from service.combinations import Surveyed
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 @click.version_option(package_name="bitfront")
 def main() -> None:
     """Sweeps for mixed-precision quantization policies, with a Pareto front to browse."""
+    sys.excepthook = print_error
 
 
 spec_argument = click.argument("spec_file", type=click.Path(path_type=Path), metavar="SWEEP.YAML")
@@ -54,15 +62,15 @@ def run(ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: 
 
     Exit status: 0 when at least one trial is done, 1 when none is or the reference could not be made (of a sweep that
     promotes: when a policy that it has promoted could not be finetuned), 2 when nothing was run because the sweep's
-    YAML, its data, its tracking server or the resources do not allow it, 130 when it was interrupted or stopped on
-    request before its end.
+    YAML, its data, its tracking server or the resources do not allow it, 4 when it would be 0 and the record in MLflow
+    is behind, which `sync` completes, 130 when it was interrupted or stopped on request before its end.
     """
     from service.spec import load_spec
     from service.sweeps import is_finished
 
-    spec = load_spec(spec_file, overrides, smoke=smoke)
+    spec = load_spec(spec_file, overrides, smoke=smoke, to_launch=True)
     _preflight_and_begin(spec, address, is_work_left=not is_finished(spec))
-    from service.orchestrate.worker import now_ms
+    from service.records import now_ms
     from service.sweeps import open_sweep, with_extensions
 
     store = open_sweep(spec, now_ms=now_ms())
@@ -120,6 +128,8 @@ def resume(ctx: click.Context, name: str, storage: Path, address: str) -> None:
     """Go on with a sweep, or a promotion, that was stopped, killed or extended.
 
     Finished trials stay as they are; those that were cut off continue after their last epoch.
+
+    Exit status: as that of `run`.
     """
     from service.sweeps import find_sweep, is_finished, stored_spec
 
@@ -148,7 +158,10 @@ def extend(
     wall_time: str,
     device_hours: float | None,
 ) -> None:
-    """Give a sweep more trials or larger limits, and go on with it."""
+    """Give a sweep more trials or larger limits, and go on with it.
+
+    Exit status: as that of `run`.
+    """
     from service import sweeps
 
     if not trials and not wall_time and device_hours is None:
@@ -168,7 +181,10 @@ def extend(
 @address_option
 @click.pass_context
 def rerun_failed(ctx: click.Context, name: str, storage: Path, address: str) -> None:
-    """Run the failed trials of a sweep, or of a promotion, again, and what else is left of it."""
+    """Run the failed trials of a sweep, or of a promotion, again, and what else is left of it.
+
+    Exit status: as that of `run`.
+    """
     from service import sweeps
 
     store = sweeps.find_sweep(storage.absolute(), name)
@@ -198,7 +214,7 @@ def check(ctx: click.Context, spec_files: tuple[Path, ...], overrides: tuple[str
     broken = False
     for spec_file in spec_files:
         try:
-            spec = load_spec(spec_file, overrides, smoke=smoke)
+            spec = load_spec(spec_file, overrides, smoke=smoke, to_launch=True)
             _preflight(spec)
         except BitfrontError as error:
             broken = True
@@ -227,10 +243,10 @@ def plan(
     from service.estimate import estimates_of
     from service.plan import make_plan
     from service.preflight import check as check_machine
-    from service.settings import next_launches
+    from service.schedule import next_launches
     from service.spec import load_spec
 
-    spec = load_spec(spec_file, overrides, smoke=smoke)
+    spec = load_spec(spec_file, overrides, smoke=smoke, to_launch=True)
     cpus, gpus = _size(address)
     check_machine(spec, cpus=cpus, gpus=gpus)
     estimates, known_from = estimates_of(spec, _survey(spec))
@@ -274,18 +290,45 @@ def schema(finetune: bool) -> None:
 @overrides_option
 @smoke_option
 @click.option("--address", required=True, help="The cluster's dashboard, such as http://head:8265.")
-def submit(spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: str) -> None:
+@click.option("--wait", is_flag=True, help="Print what the job prints, and end when it ends.")
+@click.pass_context
+def submit(
+    ctx: click.Context, spec_file: Path, overrides: tuple[str, ...], smoke: bool, address: str, wait: bool
+) -> None:
     """Send a sweep to a Ray cluster as a job, and return; `logs`, `stop` and `status` take the same --address.
 
     The job carries Bitfront's own code; the cluster's machines need its dependencies. storage.path must be a folder
     that all of them share.
+
+    With --wait a job of this sweep that runs already is waited for. Exit status then: 0 when the job succeeded, 4
+    when it did and its record in MLflow is behind, 1 when it failed, 130 when it was stopped. Whoever waits may go
+    away: the job goes on.
     """
-    from service.orchestrate.jobs import submit_sweep
+    from service.orchestrate.jobs import is_running, submit_sweep
     from service.spec import load_spec
 
-    spec = load_spec(spec_file, overrides, smoke=smoke)
-    job = submit_sweep(spec, address)
-    click.echo(f"Submitted as {job}. Follow it with:  {own_command()} logs {spec.name} --address {address} --follow")
+    spec = load_spec(spec_file, overrides, smoke=smoke, to_launch=True)
+    if wait and is_running(spec.name, address):
+        click.echo(f"{spec.name} runs there already.")
+    else:
+        job = submit_sweep(spec, address)
+        click.echo(
+            f"Submitted as {job}. Follow it with:  {own_command()} logs {spec.name} --address {address} --follow"
+        )
+    if wait:
+        ctx.exit(_wait_for_job(spec.name, address))
+
+
+def _wait_for_job(name: str, address: str) -> int:
+    """Prints what a job prints until it ends; the exit status that tells of it."""
+    from service.orchestrate.jobs import job_exit_status, job_logs, job_status
+
+    for text in job_logs(name, address, follow=True):
+        click.echo(text, nl=False)
+    ended = job_status(name, address)["status"]
+    if ended == "FAILED" and (status := job_exit_status(name, address)) in (RECORD_BEHIND, INTERRUPT_STATUS):
+        return status
+    return {"SUCCEEDED": 0, "STOPPED": INTERRUPT_STATUS}.get(ended, RUN_ERROR)
 
 
 @main.command()
@@ -300,7 +343,8 @@ def completion(shell: str) -> None:
 
 
 _OTHERS = (
-    clean, compare, evaluate, export, front, list_, logs, policy, promote, register, status, stop, sync, table, ui,
+    clean, compare, evaluate, export, front, list_, logs, nightly, policy, promote, register, scheduler, status,
+    stop, sync, table, ui,
 )  # fmt: skip
 for command in _OTHERS:
     main.add_command(command)

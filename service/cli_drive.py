@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from service import driver
-from service.arguments import INTERRUPT_STATUS, RUN_ERROR
+from service.arguments import INTERRUPT_STATUS, RECORD_BEHIND, RUN_ERROR
+from service.working_copy import Place
 from trainables.errors import StorageError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _drive_sweep(ctx: click.Context, store: SweepStore, spec: SweepSpec, address
         if driver.stop_requested(store.folder):
             ctx.exit(INTERRUPT_STATUS)
         promote_finished(ctx, store, spec.promotion, spec.promote, address)
-    ctx.exit(0 if outcome.found.done else RUN_ERROR)
+    ctx.exit(_status(outcome, well=bool(outcome.found.done)))
 
 
 def drive_promotion(
@@ -87,17 +88,23 @@ def drive_promotion(
     if outcome.end in (INTERRUPTED, STOPPED_ON_REQUEST):
         ctx.exit(INTERRUPT_STATUS)
     judged = [trial for trial in store.trials() if wanted is None or trial.trial_id in wanted]
-    ctx.exit(0 if all(trial.state == "done" for trial in judged) else RUN_ERROR)
+    ctx.exit(_status(outcome, well=all(trial.state == "done" for trial in judged)))
+
+
+def _status(outcome: SweepOutcome, *, well: bool) -> int:
+    if not well:
+        return RUN_ERROR
+    return 0 if outcome.mirror_error is None else RECORD_BEHIND
 
 
 def promote_finished(
     ctx: click.Context, store: SweepStore, template: Template, config: PromoteConfig, address: str
 ) -> NoReturn:
     """The promotion that a sweep's own YAML asks for; ends the command."""
-    from service.orchestrate.worker import now_ms
     from service.promotion import enrol
     from service.promotion_plan import plan_promotion
     from service.promotion_report import as_text
+    from service.records import now_ms
     from service.rules import parse_rule
     from service.spec import PROMOTE_FILE
 
@@ -166,7 +173,7 @@ def _print_places(outcome: SweepOutcome, launched: Launched, console: Any) -> No
     if outcome.end != FINISHED:
         command = f"{own_command()} {next_command(sweep)}{_storage_hint(outcome.store)}"
         console.print(f"Ended early: {outcome.end}. Go on with:  {command}", highlight=False, soft_wrap=True)
-    console.print(f"Stored in {outcome.store.folder}", highlight=False, soft_wrap=True)
+    console.print(f"Stored in {Place.of(outcome.store.folder)}", highlight=False, soft_wrap=True)
     if uri and not uri.startswith("sqlite:"):
         console.print(f"Recorded in MLflow at {without_secrets(uri)}", highlight=False, soft_wrap=True)
     else:
@@ -176,6 +183,8 @@ def _print_places(outcome: SweepOutcome, launched: Launched, console: Any) -> No
 
 def _storage_hint(store: SweepStore) -> str:
     storage = store.folder.parent
+    if store.replica is not None:
+        return f" --storage {store.replica.url}"
     here = Path.cwd()
     return f" --storage {storage.relative_to(here) if storage.is_relative_to(here) else storage}"
 

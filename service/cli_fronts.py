@@ -19,6 +19,8 @@ from service.arguments import (
     sweep_argument,
     sweep_names,
 )
+from service.object_store import is_url
+from service.working_copy import Place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -208,7 +210,8 @@ def _tell(views: Sequence[SweepView], found: Comparison, page: Path | None) -> N
         place, trial = found.knee
         folder = views[place].folder
         elsewhere = folder.parent.resolve() != Path(DEFAULT_STORAGE).resolve()
-        hint = f" --storage {_short(folder.parent)}" if elsewhere else ""
+        storage = str(Place.of(folder.parent))
+        hint = f" --storage {storage if is_url(storage) else _short(folder.parent)}" if elsewhere else ""
         click.echo(f"Show a policy:  bitfront policy show {folder.name}/{trial.number}{hint}")
     if page:
         click.echo(f"Page:  {page}")

@@ -70,7 +70,7 @@ def promote(
 
     if as_json and not dry_run:
         raise click.UsageError("--json shows the plan of a --dry-run; what came of it: bitfront front NAME --json")
-    template = load_template(template_file, overrides, smoke=smoke)
+    template = load_template(template_file, overrides, smoke=smoke, to_launch=True)
     gates = Gates(min_top1=min_top1, max_ard=max_ard)
     sweep = find_sweep(storage.absolute(), name)
     check_promotion(template, sweep.folder.parent, elsewhere=bool(address))
@@ -81,8 +81,8 @@ def promote(
         click.echo(as_text(plan))
     if dry_run:
         return
-    from service.orchestrate.worker import now_ms
     from service.promotion import enrol
+    from service.records import now_ms
 
     if not plan.candidates:
         raise ConfigError(f"{name} has nothing to promote: {'; '.join(plan.held) or 'its front is empty'}.")

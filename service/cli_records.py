@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from service.arguments import json_option, storage_option, sweep_argument
+from service.working_copy import Place
 
 POLL_S = 1.0
 jobs_option = click.option("--address", default="", help="Of a submitted sweep: the cluster's dashboard.")
@@ -29,7 +30,7 @@ def list_(storage: Path, as_json: bool) -> None:
         click.echo(json.dumps([to_json(one) for one in found], indent=2))
         return
     if not found:
-        click.echo(f"{storage} holds no sweep.")
+        click.echo(f"{Place.of(storage)} holds no sweep.")
         return
     width = max(len(one.name) for one in found)
     for one in found:
@@ -58,7 +59,7 @@ def status(name: str, storage: Path, address: str, as_json: bool, watch: bool) -
         return
     from service.standing import as_json as to_json
     from service.standing import as_text, standing
-    from service.sweeps import find_sweep
+    from service.sweeps import find_sweep, refresh
 
     store = find_sweep(storage.absolute(), name)
     if as_json:
@@ -72,6 +73,7 @@ def status(name: str, storage: Path, address: str, as_json: bool, watch: bool) -
         if not watch or found_now.state != "running":
             return
         time.sleep(POLL_S)
+        refresh(store.folder.parent, name)
 
 
 @click.command()
@@ -89,7 +91,7 @@ def logs(name: str, trial: str, storage: Path, address: str, follow: bool) -> No
             click.echo(text, nl=False)
         return
     from service import driver
-    from service.sweeps import find_sweep
+    from service.sweeps import find_sweep, refresh
 
     store = find_sweep(storage.absolute(), name)
     if trial:
@@ -104,6 +106,7 @@ def logs(name: str, trial: str, storage: Path, address: str, follow: bool) -> No
         if not follow or not alive:
             return
         time.sleep(POLL_S)
+        refresh(store.folder.parent, name)
 
 
 def _print_trial(folder: Path, trial: str) -> None:
@@ -184,7 +187,7 @@ def clean(name: str, storage: Path, everything: bool, yes: bool) -> None:
         click.echo(f"{name}: {sweeps.clean(store) / 1e6:.1f} MB freed")
         return
     if not yes:
-        click.confirm(f"Delete {store.folder} with its {len(store.trials())} trials?", abort=True)
+        click.confirm(f"Delete {Place.of(store.folder)} with its {len(store.trials())} trials?", abort=True)
     sweeps.remove(store)
     click.echo(f"{name} is deleted.")
 

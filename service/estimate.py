@@ -10,6 +10,7 @@ from service.combinations import Surveyed, combinations, subject
 from service.plan import Estimate, count
 from service.records import REFERENCES, SweepStore
 from service.spec import SweepSpec, load_spec
+from service.working_copy import located
 from trainables import api
 from trainables.api import ReferenceRecord
 from trainables.config import TrialConfig
@@ -26,7 +27,7 @@ def estimates_of(spec: SweepSpec, surveyed: Surveyed) -> tuple[list[Estimate], s
 
     Steps are timed only where something is not known already, and once for all that share a reference and a method.
     """
-    resources, storage = spec.resources, Path(spec.storage.path)
+    resources, storage = spec.resources, located(spec.storage.path)
     keys = [one.config.reference_key for one, _ in surveyed]
     trained = {key for key in keys if ReferenceRecord.find(storage / REFERENCES, key)}
     known, recorded_in = recorded_hours(storage, spec)

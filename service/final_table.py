@@ -16,6 +16,7 @@ from service.front import accuracy_of, find_front
 from service.pareto import METRICS, Objective
 from service.promoted import Source, sources_of
 from service.records import SweepRecord, SweepStore, TrialRecord
+from service.working_copy import located
 from trainables.errors import ConfigError, StorageError
 
 SEARCH_ACCURACY = METRICS["top1"]
@@ -156,7 +157,7 @@ def _search(source: Source, storage: Path) -> Search:
 
     Another sweep that was given its name since is not it.
     """
-    for place in (storage, Path(source.storage)):
+    for place in (storage, located(source.storage)):
         store = SweepStore(place / source.sweep)
         try:
             sweep = store.sweep()

@@ -9,6 +9,7 @@ single values and entries of the space are replaced. A setting of the command li
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +39,16 @@ _NOT_IN_SMOKE = {
     "base": "a profile is based on the rest of its file; leave it out",
     "smoke": "a profile has none of its own; leave it out",
 }
+TRACKING_VARIABLE = "BITFRONT_TRACKING_URI"
+"""The tracking.uri of what is launched and whose files give none."""
 MAX_SHOWN = 100
 """Characters of a command-line setting in an error."""
 
 
-def read_sweep(path: Path, overrides: Sequence[str] = ()) -> tuple[Source, Source | None]:
+def read_sweep(path: Path, overrides: Sequence[str] = (), *, to_launch: bool = False) -> tuple[Source, Source | None]:
     """A sweep's merged content, and with its smoke profile above it; None where the files have no such profile.
 
+    With `to_launch`, BITFRONT_TRACKING_URI lies above files that give no tracking.uri, not even an empty one.
     Raises SpecError where nothing can be said about the content.
     """
     layers = _files(path)
@@ -52,6 +56,11 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> tuple[Source, Sourc
     for layer in reversed(layers):
         _lay(source, layer, _is_entry)
     files = tuple(layer.file for layer in reversed(layers))
+    tracking = os.environ.get(TRACKING_VARIABLE, "") if to_launch else ""
+    if tracking and _gives_no_place(source):
+        place = parse_setting(json.dumps(tracking), ("tracking", "uri"), TRACKING_VARIABLE, len(layers))
+        _lay(source, place, _is_entry)
+        files = (*files, TRACKING_VARIABLE)
     smoke = _smoke_run(source, files)
     if smoke:
         _set(smoke, overrides, rank=len(layers))
@@ -59,9 +68,15 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> tuple[Source, Sourc
             smoke.content["name"] += SMOKE_ENDING
         smoke.origins = (*smoke.origins, *(f"--set {shown(o)}" for o in overrides))
     _set(source, overrides, rank=len(layers))
-    if len(layers) > 1 or overrides:
+    if len(files) > 1 or overrides:
         source.origins = (*files, *(f"--set {shown(o)}" for o in overrides))
     return source, smoke
+
+
+def _gives_no_place(source: Source) -> bool:
+    """Whether the files leave open where is recorded. What is wrong with their section is told as it stands."""
+    section = source.content.get("tracking", {})
+    return isinstance(section, dict) and "uri" not in section
 
 
 def _smoke_run(source: Source, files: Sequence[str]) -> Source | None:
@@ -217,6 +232,11 @@ def _not_a_secret(name: str, value: str) -> str:
 
 
 def _filled(source: Source, path: Path_, text: str) -> str:
+    if re.search(r"://[^/@\s$]*:[^/@\s$]+@", text):
+        message = "an address with a password in it would be stored; leave user and password out and export"
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ${NAME} of a variable"
+        source.refuse(path, f"{'.'.join(map(str, path))}: {message} {variables}")
+
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], "")
         if not found:

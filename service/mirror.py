@@ -6,8 +6,6 @@ rebuilt from the sweep's storage if it is lost.
 
 from __future__ import annotations
 
-import importlib
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -39,18 +37,12 @@ from service.run_facts import (
     trial_tags,
 )
 from service.run_writer import KnownRun, RunWriter
-from service.tracking import first_line, refusal
+from service.tracking import refusal
 from trainables.model_files import CARD_FILE, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = logging.getLogger("bitfront.mirror")
-
-PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
-SHARE = 0.02
-"""Of a processor that syncs take as a rule while a sweep runs: its trials need them all. More where one sync takes
-longer than `LONGEST_PAUSE_S` can make up for."""
 REFRESH_S = 30.0
 """While a driver runs, what changes with every trial and costs a request for each of many is told no more often: ranks
 of the other trials, files of the front, the note."""
@@ -80,6 +72,8 @@ class Tracker:
 
     def __init__(self, store: SweepStore, *, uri: str, experiment: str, clock: Callable[[], float] = time.monotonic):
         self.store, self.uri, self.experiment = store, uri, experiment
+        self.given_up = threading.Event()
+        """Set by whoever does not wait any longer: each further request of a sync raises TrackingError."""
         self._clock, self._refresh_at = clock, -float("inf")
         self._runs: _Runs | None = None
         self._ranks: dict[str, int] = {}
@@ -177,7 +171,7 @@ class Tracker:
 
     def _find(self, sweep: SweepRecord) -> _Runs:
         """The sweep's runs, each once; what another process has made twice is deleted."""
-        writer = RunWriter(self.uri, experiment=self.experiment)
+        writer = RunWriter(self.uri, experiment=self.experiment, given_up=self.given_up)
         parents = writer.find(SWEEP_TAG, sweep.sweep_id)
         for run in parents[1:]:
             for child in writer.find(PARENT_TAG, run.run_id):
@@ -244,56 +238,3 @@ class Tracker:
             return 0
         last: Sequence[Mapping[str, Any]] = [] if trial.final else self.store.history(trial.trial_id)[-1:]
         return trial.ended_ms or (int(last[0]["time_ms"]) if last else trial.started_ms)
-
-
-def pause_s(*, took_s: float, since_s: float) -> float:
-    """How long a sync that is asked for now waits, where the last one took a processor so long and ended so long ago.
-
-    `PAUSE_S` always: what comes in the meantime is one sync, as epochs may be short, and trials many.
-    """
-    return max(PAUSE_S, min(took_s / SHARE, LONGEST_PAUSE_S) - since_s)
-
-
-class BackgroundMirror:
-    """Syncs in a thread of its own, so that a slow or absent server never holds up the sweep."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        # Here and not in the thread: two threads that import it at once can see half of it.
-        importlib.import_module("mlflow.tracking")
-        self._tracker = tracker
-        self._wanted, self._closing = threading.Event(), threading.Event()
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="bitfront-mirror", daemon=True)
-        self._thread.start()
-
-    def poke(self) -> None:
-        """Asks for a sync soon; many requests become one."""
-        self._wanted.set()
-
-    def close(self) -> Exception | None:
-        """A last sync; what went wrong in it, or None."""
-        self._closing.set()
-        self._wanted.set()
-        self._thread.join()
-        return self._error
-
-    def _work(self) -> None:
-        due_s: float | None = None
-        took_s, ended_s = 0.0, time.monotonic()
-        while True:
-            self._wanted.wait(due_s)
-            self._closing.wait(pause_s(took_s=took_s, since_s=time.monotonic() - ended_s))
-            # In this order: `close` sets both, and its wish must not be cleared unread.
-            self._wanted.clear()
-            closing, began_s = self._closing.is_set(), time.thread_time()
-            try:
-                due_s = self._tracker.sync(closing=closing)
-                self._error = None
-            except Exception as error:  # whatever the server does, the sweep goes on and the next sync tries again
-                due_s = None
-                if self._error is None:
-                    log.warning("the tracking record is behind: %s", first_line(error))
-                self._error = error
-            if closing:
-                return
-            took_s, ended_s = time.thread_time() - began_s, time.monotonic()

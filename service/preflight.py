@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from service.launched import Launched
 from service.pareto import METRICS, Constraint
 from service.promotion import find_promotion
 from service.registrable import check_names
+from service.replica import replica_of
 from service.space import range_of
 from service.spec import SweepSpec
 from service.sweeps import find_sweep
 from service.template import Template
 from service.tracking import check_tracking, resolve_uri
 from service.varied import VARIABLE
+from service.working_copy import located
 from service.yaml_source import Path_
 from trainables import api
 from trainables.api import Reach, Survey
@@ -49,7 +53,7 @@ def check(spec: SweepSpec, *, cpus: float | None = None, gpus: float | None = No
     """
     check_resources(spec, cpus=os.cpu_count() or 1 if cpus is None else cpus, gpus=gpus)
     _raise(spec, list(_data_problems(spec)))
-    storage = Path(spec.storage.path).absolute()
+    storage = located(spec.storage.path)
     _check_storage(storage)
     _raise(spec, list(_warm_start_problems(spec, storage)))
     check_tracking(resolve_uri(spec.tracking.uri, storage))
@@ -161,9 +165,31 @@ def _warm_start_problems(spec: SweepSpec, storage: Path) -> Iterator[Problem]:
 
 
 def _check_storage(storage: Path) -> None:
+    """Raises ConfigError or StorageError unless files can be written as records are: moved, and linked, into place."""
     place = next(path for path in (storage, *storage.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ConfigError(f"storage.path: {storage} cannot be written: {place} is not a writable folder.")
+    probe = place / f".probe.{uuid.uuid4().hex[:8]}"
+    linked, moved = (probe.with_name(f"{probe.name}.{kind}") for kind in ("linked", "moved"))
+    doing = "written"
+    try:
+        probe.touch()
+        doing = "linked (a result is, so that the first of two writers wins)"
+        os.link(probe, linked)
+        doing = "moved into place"
+        probe.replace(moved)
+    except OSError as error:
+        raise ConfigError(
+            f"storage.path: in {place} files cannot be {doing}: {error.strerror}; give a folder of a disk, or of a "
+            "network file system such as NFS 4, that is mounted for writing, or s3://BUCKET/FOLDER."
+        ) from None
+    finally:
+        for path in (probe, linked, moved):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    replica = replica_of(storage)
+    if replica is not None:
+        replica.check()
 
 
 def needs_survey(spec: SweepSpec) -> bool:

@@ -31,7 +31,7 @@ class Source:
     """Name of its sweep."""
     sweep_id: str
     storage: str
-    """Folder of the storage in which the sweep is, absolute."""
+    """Of the storage in which the sweep is: folder, absolute, or address."""
     trial: str
     metrics: Mapping[str, float]
     """What the trial measured, on the data set of the search."""
@@ -57,7 +57,7 @@ def sources_of(trial_folder: Path) -> tuple[Source, ...]:
         return tuple(Source(**{name: one[name] for name in _FIELDS}) for one in json.loads(path.read_text())["sources"])
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read ({error}); promote the policy again after removing it.") from None
 
 

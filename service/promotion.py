@@ -22,8 +22,9 @@ from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord, w
 from service.revision import revision, version
 from service.rules import Gates, Rule
 from service.spec import differences
-from service.sweeps import RESERVED, list_sweeps
+from service.sweeps import RESERVED, list_sweeps, refresh
 from service.template import Template, load_template
+from service.working_copy import Place
 from trainables.errors import ConfigError, StorageError, did_you_mean
 from trainables.policy_file import PolicyRecord
 
@@ -77,7 +78,7 @@ def candidates(
     for trial in found.done:
         if trial.policy_hash in by_hash and trial not in by_hash[trial.policy_hash]:
             by_hash[trial.policy_hash].append(trial)
-    storage = str(store.folder.parent.resolve())
+    storage = str(Place.of(store.folder.parent.resolve()))
     return [
         Candidate(
             record=store.policy(finders[0].trial_id),
@@ -127,6 +128,7 @@ def find_promotion(template: Template, storage: Path) -> SweepStore | None:
     folder = storage / template.name
     if template.name in RESERVED:
         raise template.refuse(("name",), f"name is {template.name!r}, which the storage uses itself; choose another")
+    refresh(storage, template.name)
     if folder.exists():
         store = SweepStore.open(folder)
         if store.sweep().kind != "finetune":

@@ -7,7 +7,7 @@
         rungs.jsonl                   what early stopping has decided, by what, in order
         trials/<trial>/trial.json     number, settings, attempts, when it began
                        history.jsonl  a line for each finished epoch
-                       checkpoint.pt  where a trial that was cut off goes on
+                       checkpoint.pt  where a trial that was cut off goes on; checkpoint-1.pt, the one before
                        policy.json, bits.png; choices.json, what the policy was chosen from
                        error.txt of a failed trial
                        result.json    written last: a trial with a result is finished, for good
@@ -16,13 +16,16 @@
     <storage>/references/             the full-precision references, shared by the sweeps
     <storage>/mlflow.db, artifacts/   the embedded tracking store, a mirror
 
-Files appear whole or not at all; a finished trial is never written again.
+Files appear whole or not at all; a finished trial is never written again. Drivers and workers wait for a storage that
+is full, read-only or gone (`trainables.patience`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import functools
 import json
 import os
 import re
@@ -32,12 +35,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+from service import lease
+from service.marks import SWEEP, TRIALS
+from service.replica import ReplacedError, Replica, replica_of
 from trainables.choices import Choices
 from trainables.errors import StorageError
+from trainables.patience import patiently
 from trainables.policy_file import PolicyRecord
-from trainables.report import EpochReport, Stage
+from trainables.report import EpochReport, Stage, checkpoint_files
 
 State = Literal["pending", "running", "done", "pruned", "diverged", "failed"]
 """`pending`: suggested, and not running; a trial that was cut off is pending again. `pruned`: stopped early.
@@ -50,6 +57,7 @@ REFERENCES = "references"
 CHECKPOINT_FILE = "checkpoint.pt"
 POLICY_FILE = "policy.json"
 CHOICES_FILE = "choices.json"
+P = ParamSpec("P")
 R = TypeVar("R")
 _EPOCH_KEYS = {"time_ms", "stage", "epoch", "metrics"}
 """Of a line that tells of an epoch."""
@@ -162,11 +170,25 @@ class NameTakenError(StorageError):
     """Another process has begun a sweep of this name in the same moment."""
 
 
+def _patient(
+    method: Callable[Concatenate[SweepStore, P], R],
+) -> Callable[Concatenate[SweepStore, P], R]:
+    """What reads or writes the sweep's folder, and does so again once the storage is back."""
+
+    @functools.wraps(method)
+    def waiting(store: SweepStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return patiently(lambda: method(store, *args, **kwargs), store.folder)
+
+    return waiting
+
+
 class SweepStore:
     """Reads and writes one sweep's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._workers = 0
+        """Of a trial; 0 until it is asked for. It never changes, and is not read again for each of many trials."""
         self._final: dict[str, TrialRecord] = {}
         """Final trials never change, so they are read once."""
 
@@ -175,14 +197,21 @@ class SweepStore:
         cls, storage: Path, sweep: SweepRecord, *, spec_text: str, beside: Mapping[str, str] | None = None
     ) -> SweepStore:
         """A new folder for the sweep, whole or not at all, with more texts `beside` its spec. Raises NameTakenError."""
-        folder = storage / sweep.name
+        folder, replica = storage / sweep.name, replica_of(storage)
         unfinished = storage / f".{sweep.name}.{uuid.uuid4().hex[:8]}"
         try:
             (unfinished / "trials").mkdir(parents=True)
             for name, text in {**(beside or {}), "spec.yaml": spec_text}.items():
                 write_text(unfinished / name, text)
             cls(unfinished).save_sweep(sweep)
+            if replica is not None:
+                with lease.held(replica, sweep.name):
+                    if not replica.create(unfinished, sweep.name):
+                        raise NameTakenError(f"{replica.url} has a sweep {sweep.name!r} already.")
             unfinished.rename(folder)
+        except StorageError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if folder.exists():
@@ -202,12 +231,42 @@ class SweepStore:
         """Where the storage's full-precision references are."""
         return self.folder.parent / REFERENCES
 
+    @property
+    def replica(self) -> Replica | None:
+        """What carries the storage, where it is kept as objects; the folder is this machine's working copy then."""
+        return replica_of(self.folder.parent)
+
+    def refresh(self, trial_id: str) -> None:
+        """What another machine has finished writing of a trial is here when this returns; but for a checkpoint."""
+        if self.replica is not None:
+            self.replica.fetch(self.folder.name, f"{TRIALS}/{trial_id}", checkpoint=False)
+            return
+        # A network file system may remember for a minute that there was no such file; a change of ours makes it look.
+        probe = self.trial_folder(trial_id) / f".look.{uuid.uuid4().hex[:8]}"
+        with contextlib.suppress(OSError):
+            probe.touch()
+            probe.unlink()
+
+    def push(self, trial_id: str, *, guarded: bool = False) -> None:
+        """Carries what has changed of a trial to the storage, where that is kept as objects.
+
+        Raises ReplacedError where another attempt has gone on with it; what that has written is here then. `guarded`:
+        also where only other files than trial.json have changed here.
+        """
+        if self.replica is None:
+            return
+        try:
+            self.replica.push(self.folder.name, f"{TRIALS}/{trial_id}", guarded=guarded)
+        except ReplacedError:
+            self.refresh(trial_id)
+            raise
+
+    @_patient
     def sweep(self) -> SweepRecord:
         """The sweep's own record."""
-        found = _read_record(SweepRecord, self.folder / "sweep.json", _with_references)
-        # JSON has no tuples.
-        return dataclasses.replace(found, objectives=tuple(found.objectives), constraints=tuple(found.constraints))
+        return _read_record(SweepRecord, self.folder / "sweep.json", _as_today)
 
+    @_patient
     def save_sweep(self, sweep: SweepRecord) -> None:
         """Replaces the sweep's own record."""
         write_json(self.folder / "sweep.json", dataclasses.asdict(sweep))
@@ -221,6 +280,9 @@ class SweepStore:
     def plan_trial(self, trial_id: str, *, number: int, settings: Mapping[str, Any]) -> TrialRecord:
         """Notes what a trial will be, before anything is done for it."""
         planned = TrialRecord(trial_id=trial_id, number=number, state="pending", settings=settings)
+        if self.replica is not None:
+            # The study first, as on a disk.
+            self.replica.push(self.folder.name, SWEEP)
         self._save_trial(planned)
         return planned
 
@@ -239,11 +301,19 @@ class SweepStore:
         self._save_trial(begun)
         return begun
 
+    @_patient
     def interrupt_trial(self, trial_id: str) -> None:
         """Notes that a running trial was cut off: it is pending, and goes on from its checkpoint when started again."""
-        begun = self.trial(trial_id)
-        if begun.state == "running":
-            self._save_trial(dataclasses.replace(begun, state="pending"))
+        for _ in range(3):
+            if self.replica is not None and self.result(trial_id) is None:
+                # It may have begun, or have been begun again, on another machine since.
+                self.refresh(trial_id)
+            begun = self.trial(trial_id)
+            if begun.state != "running":
+                return
+            with contextlib.suppress(ReplacedError):
+                self._save_trial(dataclasses.replace(begun, state="pending"))
+                return
 
     def reopen_trial(self, trial_id: str) -> None:
         """Makes a failed trial pending again; what its attempt left is kept beside."""
@@ -266,20 +336,25 @@ class SweepStore:
         # Not the one that stands: whoever wanted it run again was cut off.
         return [record for record in found if not (now.final and record.attempts == now.attempts)]
 
+    @_patient
     def append_epoch(self, trial_id: str, epoch: EpochReport, *, seconds: float, now_ms: int) -> None:
         """Adds a line to the trial's history, unless an attempt that was cut off has told of this epoch before.
 
-        `seconds` is the time since the last line, or since the attempt began.
+        `seconds` is the time since the last line, or since the attempt began. A clock that was set back stands still.
         """
-        if any((line["stage"], line["epoch"]) == (epoch.stage, epoch.epoch) for line in self.history(trial_id)):
+        known = self.history(trial_id)
+        if any((line["stage"], line["epoch"]) == (epoch.stage, epoch.epoch) for line in known):
             return
-        content = {"time_ms": now_ms, "seconds": seconds, **dataclasses.asdict(epoch)}
+        time_ms = max([now_ms, *(line["time_ms"] for line in known[-1:])])
+        content = {"time_ms": time_ms, "seconds": seconds, **dataclasses.asdict(epoch)}
         _append_line(self.trial_folder(trial_id) / "history.jsonl", content)
 
+    @_patient
     def append_rung(self, rung: RungRecord) -> None:
         """Notes what was decided at a rung of early stopping, and by what, or that a trial came to nothing."""
         _append_line(self.folder / "rungs.jsonl", dataclasses.asdict(rung))
 
+    @_patient
     def rungs(self) -> list[RungRecord]:
         """Everything that `append_rung` has noted, in its order."""
         names = {f.name for f in dataclasses.fields(RungRecord)}
@@ -289,31 +364,53 @@ class SweepStore:
             if line.keys() >= {"trial_id", "epoch", "stage", "values"}
         ]
 
+    @_patient
     def finish_trial(self, record: TrialRecord) -> TrialRecord:
-        """Writes the trial's result, unless it has one: the first is kept, and returned."""
-        record = dataclasses.replace(record, error=printable(record.error))
+        """Writes the trial's result, unless it has one: the first is kept, and returned.
+
+        Raises ReplacedError where another machine has begun another attempt.
+        """
+        # A clock that was set back stands still: no trial ends before what it has told of.
+        told = [line["time_ms"] for line in self.history(record.trial_id)[-1:]]
+        ended_ms = max([record.ended_ms, record.started_ms, *told])
+        record = dataclasses.replace(record, error=printable(record.error), ended_ms=ended_ms)
         write_once(self.trial_folder(record.trial_id) / "result.json", dataclasses.asdict(record))
         if record.state != "failed":
-            self.checkpoint(record.trial_id).unlink(missing_ok=True)
+            for path in self.checkpoints(record.trial_id):
+                path.unlink(missing_ok=True)
+        self.push(record.trial_id, guarded=True)
         return self.trial(record.trial_id)
 
     def checkpoint(self, trial_id: str) -> Path:
         """Where the trial goes on from."""
         return self.trial_folder(trial_id) / CHECKPOINT_FILE
 
+    def checkpoints(self, trial_id: str) -> tuple[Path, ...]:
+        """All files of its checkpoint, whether they are there or not."""
+        return checkpoint_files(self.checkpoint(trial_id))
+
     def _save_trial(self, record: TrialRecord) -> None:
+        self._write_trial(record)
+        self.push(record.trial_id)
+
+    @_patient
+    def _write_trial(self, record: TrialRecord) -> None:
         folder = self.trial_folder(record.trial_id)
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not its parents: a storage that is gone must not be found half there when it comes back.
+        folder.mkdir(exist_ok=True)
         write_json(folder / "trial.json", dataclasses.asdict(record))
 
+    @_patient
     def save_policy(self, trial_id: str, record: PolicyRecord) -> None:
         """Writes the trial's policy file."""
         write_text(self.trial_folder(trial_id) / POLICY_FILE, record.to_json())
 
+    @_patient
     def save_choices(self, trial_id: str, choices: Choices) -> None:
         """Writes what the trial's policy was chosen from."""
         write_text(self.trial_folder(trial_id) / CHOICES_FILE, choices.to_json())
 
+    @_patient
     def choices(self, trial_id: str) -> Choices:
         """Reads what the trial's policy was chosen from. Raises StorageError for a trial that does not say."""
         path = self.trial_folder(trial_id) / CHOICES_FILE
@@ -324,10 +421,12 @@ class SweepStore:
             )
         return Choices.load(path)
 
+    @_patient
     def policy(self, trial_id: str) -> PolicyRecord:
         """Reads the trial's policy file."""
         return PolicyRecord.load(self.trial_folder(trial_id) / POLICY_FILE)
 
+    @_patient
     def trial(self, trial_id: str) -> TrialRecord:
         """The trial as it stands. Raises StorageError for one that was never planned."""
         if trial_id in self._final:
@@ -344,6 +443,7 @@ class SweepStore:
         record = self.trial(trial_id)
         return record if record.final else None
 
+    @_patient
     def trials(self) -> list[TrialRecord]:
         """All trials that were planned, by number."""
         folders = (self.folder / "trials").iterdir()
@@ -351,6 +451,7 @@ class SweepStore:
         names = [f.name for f in folders if f.name in self._final or (f / "trial.json").exists()]
         return sorted((self.trial(name) for name in names), key=lambda record: record.number)
 
+    @_patient
     def history(self, trial_id: str) -> list[dict[str, Any]]:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
         lines = _read_lines(self.trial_folder(trial_id) / "history.jsonl")
@@ -368,32 +469,61 @@ class SweepStore:
             hours.setdefault(line["stage"], 0.0)
             if "seconds" in line:
                 seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
-        workers = self.sweep().workers
-        return hours | {stage: spent * workers / 3600 for stage, spent in seconds.items()}
+        self._workers = self._workers or self.sweep().workers
+        return hours | {stage: spent * self._workers / 3600 for stage, spent in seconds.items()}
 
     def spent_hours(self, trial_id: str) -> float:
         """The sum of `stage_hours`."""
         return sum(self.stage_hours(trial_id).values(), 0.0)
 
+    @_patient
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""
-        with (self.folder / "log.txt").open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
+        _append(self.folder / "log.txt", line.encode("utf-8", "backslashreplace"))
+
+
+def now_ms() -> int:
+    """Unix time, milliseconds, as records have it."""
+    return time.time_ns() // 1_000_000
 
 
 def _append_line(path: Path, content: Mapping[str, Any]) -> None:
-    line = json.dumps(content, allow_nan=False)
-    with path.open("ab") as file:
+    _append(path, f"{json.dumps(content, allow_nan=False)}\n".encode())
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Adds a line, whole or not at all: what a full disk took of it is taken away again."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
         # A line that a crash cut off must not run into this one.
-        torn = file.tell() and not path.read_bytes().endswith(b"\n")
-        file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+        torn = size and not _ends_a_line(path)
+        content = b"\n" + line if torn else line
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+    try:
+        # At once: histories are read by the thousand.
+        found = json.loads(f"[{','.join(lines)}]")
+    except (ValueError, RecursionError):
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
     return [line for line in found if isinstance(line, dict)]
 
 
@@ -405,20 +535,27 @@ def printable(text: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears whole or not at all, and survives a power cut."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def write_once(path: Path, content: Mapping[str, Any]) -> None:
     """Writes as `write_json`, unless the file is there: of several writers the first one's is kept."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     write_json(unfinished, content)
-    with contextlib.suppress(FileExistsError):
-        os.link(unfinished, path)
-    unfinished.unlink()
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -426,10 +563,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _with_references(content: dict[str, Any]) -> dict[str, Any]:
+def _as_today(content: dict[str, Any]) -> dict[str, Any]:
     """A sweep's record as it is today: earlier versions wrote the reference of a sweep that has one on its own."""
     one = content.pop("reference", {})
-    return {**content, "references": {**({one["key"]: one} if one else {}), **content.get("references", {})}}
+    # JSON has no tuples.
+    tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("objectives", "constraints") if name in content}
+    return {**content, **tuples, "references": {**({one["key"]: one} if one else {}), **content.get("references", {})}}
 
 
 def _read_record(kind: type[R], path: Path, change: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> R:
@@ -437,7 +576,7 @@ def _read_record(kind: type[R], path: Path, change: Callable[[dict[str, Any]], d
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist: {path.parent} is not a sweep's storage.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {error}.") from None
     try:
         return kind(**change(content))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 from pathlib import Path
 
 REVISION_VARIABLE = "BITFRONT_REVISION"
 """Set for a submitted sweep: the job's own folder is in no repository."""
 TIMEOUT_S = 10
+MAX_COMMITS = 100
 
 
 def revision(folder: Path) -> str:
@@ -31,3 +33,31 @@ def version() -> str:
         return importlib.metadata.version("bitfront")
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def commits_between(folder: Path, before: str, now: str) -> tuple[tuple[str, str], ...] | None:
+    """Commits that `now` has and `before` has not, the newest first: hash and subject; at most MAX_COMMITS.
+
+    Both are what `revision` gave. None where the repository of `folder` does not know them.
+    """
+    old, new = (name.removesuffix("-dirty") for name in (before, now))
+    if not (re.fullmatch("[0-9a-f]{7,64}", old) and re.fullmatch("[0-9a-f]{7,64}", new)):
+        return None
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "log",
+        "--format=%H%x09%s",
+        f"--max-count={MAX_COMMITS}",
+        f"{old}..{new}",
+        "--",
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if found.returncode != 0:
+        return None
+    lines = (line.partition("\t") for line in found.stdout.splitlines())
+    return tuple((commit, subject) for commit, _, subject in lines)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.run_facts import DatasetFacts, MetricPoint
-from service.tracking import connect, database_path, without_secrets
+from service.tracking import connect, database_path, refusal, without_secrets
 from trainables.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
     from mlflow.store.entities import PagedList
+    from mlflow.tracking import MlflowClient
 
 T = TypeVar("T")
 
@@ -42,11 +44,24 @@ class KnownRun:
 class RunWriter:
     """One experiment of an MLflow server or database. Runs are addressed by id, whatever the environment says."""
 
-    def __init__(self, uri: str, *, experiment: str) -> None:
-        """Makes nothing: the experiment appears with its first run. Raises TrackingError where it is deleted."""
-        self.uri, self._client, self._experiment = uri, connect(uri), experiment
+    def __init__(self, uri: str, *, experiment: str, given_up: threading.Event | None = None) -> None:
+        """Makes nothing: the experiment appears with its first run. Raises TrackingError where it is deleted.
+
+        Once somebody has `given_up` each further request raises TrackingError.
+        """
+        self.uri, self._experiment = uri, experiment
+        self._connected, self._given_up = connect(uri), given_up or threading.Event()
         self.experiment_id = self._look()
         """Empty while there is none."""
+
+    @property
+    def _client(self) -> MlflowClient:
+        self._check_wanted()
+        return self._connected
+
+    def _check_wanted(self) -> None:
+        if self._given_up.is_set():
+            raise TrackingError(f"{without_secrets(self.uri)} is too slow: the rest was left out")
 
     def _look(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment)
@@ -158,14 +173,21 @@ class RunWriter:
             del run.tags[tag]
 
     def files(self, run: KnownRun, paths: Iterable[Path]) -> None:
-        """Copies those of the files that exist to the run's artifacts; asks the server nothing where these lie."""
+        """Copies those of the files that exist to the run's artifacts; asks the server nothing where these lie.
+
+        Raises TrackingError where they cannot be stored, whatever the store raises.
+        """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         existing = [path for path in paths if path.exists()]
         if existing:
             place = get_artifact_repository(run.artifact_uri, tracking_uri=self.uri)
             for path in existing:
-                place.log_artifact(str(path))
+                self._check_wanted()
+                try:
+                    place.log_artifact(str(path))
+                except Exception as error:
+                    raise refusal(self.uri, error) from None
 
     def inputs(self, run: KnownRun, datasets: Sequence[DatasetFacts]) -> None:
         """Notes the data sets that the run does not have yet."""

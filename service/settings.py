@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-import zoneinfo
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from service.object_store import is_url, parse_url
 from service.pareto import check_objectives, parse_constraint
 from service.rules import Gates, parse_rule
 from trainables.checked import STRICT
 from trainables.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cronsim import CronSim
-
 
 RESERVED_TAGS = ("mlflow.", "bitfront.")
 
@@ -106,11 +100,13 @@ class LimitsConfig:
     """Device-hours that the trials may spend together; 0: no limit."""
     trial_time: str = ""
     """Time after which a trial is ended by force, such as 2h, each attempt on its own. Empty: no limit."""
+    stall: str = ""
+    """Time without a new epoch after which a trial is ended by force, such as 30m. Empty: no limit."""
     retries: int = 3
     """New attempts of a trial whose process or machine was lost; it goes on from its last epoch."""
 
     def __post_init__(self) -> None:
-        for name in ("wall_time", "trial_time"):
+        for name in ("wall_time", "trial_time", "stall"):
             if getattr(self, name) and not parse_duration(getattr(self, name)):
                 raise ConfigError(
                     f"limits.{name} is {getattr(self, name)!r}; give a time such as 45s, 90m, 12h, 2d or 1d12h."
@@ -127,50 +123,6 @@ def parse_duration(text: str) -> float:
     if not match:
         return 0.0
     return float(sum(int(n or 0) * s for n, s in zip(match.groups(), (86400, 3600, 60, 1), strict=True)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig:
-    """When the sweep is due."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
-    cron: str = ""
-    """Minute, hour, day of month, month, day of week, as cron has them; empty: on demand."""
-    time_zone: str = "UTC"
-    """IANA name, such as Europe/Berlin."""
-
-    def __post_init__(self) -> None:
-        try:
-            zone = zoneinfo.ZoneInfo(self.time_zone)
-        except (KeyError, ValueError, OSError):  # ZoneInfo knows no single one: a folder of zones is an OSError
-            raise ConfigError(
-                f"schedule.time_zone is {self.time_zone!r}; give an IANA name such as UTC or Europe/Berlin."
-            ) from None
-        if self.cron and next(_launches(self.cron, datetime.now(zone)), None) is None:
-            raise ConfigError(f"schedule.cron is {self.cron!r}, which never comes; give another day or month.")
-
-
-def next_launches(schedule: ScheduleConfig, after: datetime, count: int) -> list[datetime]:
-    """The next times at which the sweep is due, in its own time zone; none without `cron`. `after` knows its zone."""
-    if not schedule.cron:
-        return []
-    return list(
-        itertools.islice(_launches(schedule.cron, after.astimezone(zoneinfo.ZoneInfo(schedule.time_zone))), count)
-    )
-
-
-def _launches(cron: str, after: datetime) -> CronSim:
-    """Times after this one, without end; ends where there are none for 50 years. Raises ConfigError."""
-    from cronsim import CronSim, CronSimError
-
-    fields = "minute, hour, day of month, month, day of week, such as '30 2 * * mon-fri'"
-    if len(cron.split()) != 5:
-        raise ConfigError(f"schedule.cron is {cron!r}; give five fields: {fields}.")
-    try:
-        return CronSim(cron, after)
-    except (CronSimError, ValueError, AssertionError, TypeError) as error:
-        raise ConfigError(f"schedule.cron is {cron!r}: {str(error).lower()}; the fields are {fields}.") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,7 +233,11 @@ class StorageConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     path: str = "bitfront-sweeps"
-    """Folder; relative to where the command is run."""
+    """Folder, relative to where the command is run; or `s3://BUCKET/FOLDER`."""
+
+    def __post_init__(self) -> None:
+        if is_url(self.path):
+            parse_url(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from service.merge import read_sweep, reveal, stored_text
 from service.method_choice import build_method, check_methods, example_with, read_methods
 from service.pareto import Constraint, Objective, check_objectives, parse_constraint
 from service.reached import reached
+from service.schedule import ScheduleConfig
 from service.sections import counted_resources, read_section
 from service.settings import (
     EarlyStoppingConfig,
@@ -28,7 +29,6 @@ from service.settings import (
     PromoteConfig,
     ResourcesConfig,
     SamplerConfig,
-    ScheduleConfig,
     StorageConfig,
     TrackingConfig,
     WarmStartConfig,
@@ -263,7 +263,7 @@ PARSED_KEYS = ("objectives", "constraints")
 TOP_KEYS = (*PLAIN_KEYS, *SECTIONS, "method", "space", "base", "smoke")
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> SweepSpec:
+def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False, to_launch: bool = False) -> SweepSpec:
     """Reads and checks a sweep's YAML. Raises SpecError with all that is wrong, a line each.
 
     Args:
@@ -271,8 +271,9 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False)
         overrides: settings that lie above the file's, such as "method.eta=0.1".
         smoke: the short run that the file describes under `smoke`. Without it that is checked as well, as long as
             there are no overrides: these may not be meant for it.
+        to_launch: whether the environment says where to record what says nothing itself, BITFRONT_TRACKING_URI.
     """
-    source, profile = read_sweep(path, overrides)
+    source, profile = read_sweep(path, overrides, to_launch=to_launch)
     if smoke and profile is None:
         raise SpecError(
             f"{source.place(())}: --smoke: the file has no profile; say what a short run changes, as "
@@ -280,18 +281,18 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False)
         )
     if smoke:
         assert profile is not None
-        return _checked(profile, smoke=True)
+        return _checked(profile, smoke=True, to_launch=to_launch)
     if profile is None or overrides:
-        return _checked(source)
-    return _checked_with(source, profile)
+        return _checked(source, to_launch=to_launch)
+    return _checked_with(source, profile, to_launch=to_launch)
 
 
-def _checked_with(source: Source, profile: Source) -> SweepSpec:
+def _checked_with(source: Source, profile: Source, *, to_launch: bool) -> SweepSpec:
     """The sweep itself, where its smoke run is right as well. What is wrong with both is told once."""
     spec = None
     # The problems stay in the source.
     with contextlib.suppress(SpecError):
-        spec = _checked(source)
+        spec = _checked(source, to_launch=to_launch)
     try:
         _checked(profile, smoke=True)
     except SpecError:
@@ -302,7 +303,7 @@ def _checked_with(source: Source, profile: Source) -> SweepSpec:
     return spec
 
 
-def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
+def _checked(source: Source, *, smoke: bool = False, to_launch: bool = False) -> SweepSpec:
     """The spec of a source. Raises SpecError with all that is wrong; the source keeps it."""
     for key in source.content:
         if key not in TOP_KEYS:
@@ -329,7 +330,7 @@ def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
     plain = _read_plain(source, sections["sampler"], space)
     if sections["warm_start"] and plain:
         sections["warm_start"] = fit_points(source, sections["warm_start"], space, plain.trials)
-    promotion = _read_promotion(source, sections["promote"], smoke=smoke)
+    promotion = _read_promotion(source, sections["promote"], smoke=smoke, to_launch=to_launch)
     source.raise_problems()
     assert plain is not None  # or there would have been problems
     spec = SweepSpec(
@@ -357,7 +358,7 @@ def _checked(source: Source, *, smoke: bool = False) -> SweepSpec:
     return spec
 
 
-def _read_promotion(source: Source, config: PromoteConfig | None, *, smoke: bool) -> Template | None:
+def _read_promotion(source: Source, config: PromoteConfig | None, *, smoke: bool, to_launch: bool) -> Template | None:
     """The template of a sweep that promotes; what is kept of the sweep finds it beside itself, whatever becomes of
     the file. A smoke run promotes into the smoke run of the template."""
     if config is None or not config.to:
@@ -365,7 +366,7 @@ def _read_promotion(source: Source, config: PromoteConfig | None, *, smoke: bool
     place = source.place(("promote", "to"))
     folder = Path(place.where).parent if place.line else Path()
     try:
-        template = load_template(folder / config.to, smoke=smoke and config.to != PROMOTE_FILE)
+        template = load_template(folder / config.to, smoke=smoke and config.to != PROMOTE_FILE, to_launch=to_launch)
     except SpecError as error:
         source.refuse(("promote", "to"), f"promote.to: {error}")
         return None

@@ -12,19 +12,22 @@ from pathlib import Path
 from service import driver
 from service.combinations import references
 from service.merge import read_sweep, reveal
-from service.records import CHECKPOINT_FILE, REFERENCES, NameTakenError, SweepRecord, SweepStore
+from service.records import REFERENCES, NameTakenError, SweepRecord, SweepStore
+from service.reference_replica import fetch_samples
+from service.replica import replica_of
 from service.revision import revision, version
 from service.settings import StorageConfig, TrackingConfig
 from service.space import points
 from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec
 from service.validate import build
 from service.varied import section
+from service.working_copy import Place, located
 from trainables.api import ReferenceRecord
 from trainables.errors import ConfigError, StorageError, did_you_mean
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
 """Ray's own notes, of no use once its processes are gone."""
-RESERVED = (REFERENCES, "artifacts", "mlflow.db")
+RESERVED = (REFERENCES, "artifacts", "mlflow.db", "nightly", "schedule")
 """Names in a storage folder that no sweep can have."""
 
 
@@ -37,6 +40,7 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
     folder = storage / spec.name
     if spec.name in RESERVED:
         raise ConfigError(f"name is {spec.name!r}, which the storage uses itself; choose another.")
+    refresh(storage, spec.name)
     if not folder.exists():
         with contextlib.suppress(NameTakenError):
             beside = {PROMOTE_FILE: spec.promotion.text} if spec.promotion else {}
@@ -59,7 +63,18 @@ def open_sweep(spec: SweepSpec, *, now_ms: int) -> SweepStore:
 
 
 def _storage(spec: SweepSpec) -> Path:
-    return Path(spec.storage.path).absolute()
+    return located(spec.storage.path)
+
+
+def refresh(storage: Path, name: str) -> None:
+    """Of a storage kept as objects: what other machines have pushed of a sweep is here, with its sample images."""
+    replica = replica_of(storage)
+    if replica is None:
+        return
+    replica.fetch_sweep(name)
+    with contextlib.suppress(StorageError):
+        for key in SweepStore(storage / name).sweep().references:
+            fetch_samples(replica, storage / REFERENCES / key)
 
 
 def is_finished(spec: SweepSpec) -> bool:
@@ -113,11 +128,13 @@ def record_of(spec: SweepSpec, *, now_ms: int) -> SweepRecord:
 
 def find_sweep(storage: Path, name: str) -> SweepStore:
     """The sweep of this name. Raises StorageError with the names that there are."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        refresh(storage, name)
     if not (storage / name / "sweep.json").exists() or "/" in name:
         names = [store.folder.name for store in list_sweeps(storage)]
         if not names:
-            raise StorageError(f"{storage} holds no sweep; run one, or give --storage.")
-        raise StorageError(f"{storage} holds no sweep {name!r}{did_you_mean(name, names)}.")
+            raise StorageError(f"{Place.of(storage)} holds no sweep; run one, or give --storage.")
+        raise StorageError(f"{Place.of(storage)} holds no sweep {name!r}{did_you_mean(name, names)}.")
     return SweepStore.open(storage / name)
 
 
@@ -125,6 +142,10 @@ def list_sweeps(storage: Path) -> list[SweepStore]:
     """All sweeps of a storage folder, by the time of their beginning."""
     if not storage.is_dir():
         return []
+    replica = replica_of(storage)
+    if replica is not None:
+        for name in replica.sweep_names():
+            replica.fetch_sweep(name)
     found = []
     for path in storage.glob("[!.]*/sweep.json"):
         # One that is damaged, or of another version, is named when somebody asks for it.
@@ -154,7 +175,7 @@ def with_extensions(spec: SweepSpec, storage: Path, sweep: SweepRecord) -> Sweep
         spec,
         trials=sweep.total_trials,
         limits=dataclasses.replace(spec.limits, **sweep.limits),
-        storage=StorageConfig(path=str(storage)),
+        storage=StorageConfig(path=str(Place.of(storage))),
     )
 
 
@@ -209,10 +230,13 @@ def clean(store: SweepStore) -> int:
             freed += _size(store.folder / name)
             shutil.rmtree(store.folder / name, ignore_errors=True)
         for trial in store.trials():
-            checkpoint = store.trial_folder(trial.trial_id) / CHECKPOINT_FILE
-            if trial.final and checkpoint.exists():
-                freed += checkpoint.stat().st_size
-                checkpoint.unlink()
+            for checkpoint in store.checkpoints(trial.trial_id) if trial.final else ():
+                if checkpoint.exists():
+                    freed += checkpoint.stat().st_size
+                    checkpoint.unlink()
+        if store.replica is not None:
+            final = [trial.trial_id for trial in store.trials() if trial.final]
+            freed = store.replica.clean(store.folder.name, final=final, folders=(TUNE_FOLDER, TRAIN_FOLDER))
         return freed
 
 
@@ -222,6 +246,8 @@ def remove(store: SweepStore) -> None:
         # Out of the list at once, even where deleting is cut off.
         doomed = store.folder.with_name(f".{store.folder.name}.deleted")
         shutil.rmtree(doomed, ignore_errors=True)
+        if store.replica is not None:
+            store.replica.remove(store.folder.name)
         store.folder.rename(doomed)
         shutil.rmtree(doomed)
 

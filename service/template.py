@@ -160,9 +160,11 @@ class Template:
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
 
-def load_template(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Template:
+def load_template(
+    path: Path, overrides: Sequence[str] = (), *, smoke: bool = False, to_launch: bool = False
+) -> Template:
     """Reads and checks a template. Raises SpecError with all that is wrong, a line each; arguments as `load_spec`."""
-    source, profile = read_sweep(path, overrides)
+    source, profile = read_sweep(path, overrides, to_launch=to_launch)
     if smoke and profile is None:
         raise SpecError(f"{source.place(())}: --smoke: the file has no profile of a short run")
     return _checked(profile if smoke and profile else source)

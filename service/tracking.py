@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import logging
 import os
-import re
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.redaction import without_credentials
+from service.tracking_errors import meaning
 from trainables.errors import TrackingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 PROBE_TIMEOUT_S = 5.0
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where `bitfront ui` shows a database's records, unless it is told otherwise."""
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""By these variables MLflow's client authenticates itself. They are never written down."""
 REDIRECTIONS = ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID")
 """Variables that the client obeys without being asked: it would add our metrics to another's model. Those that name a
 run, an experiment or a place it needs only where none is given."""
@@ -52,8 +55,7 @@ def check_tracking(uri: str) -> None:
         try:
             connect(uri).search_experiments(max_results=1)
         except Exception as error:  # MLflow passes on whatever its stores and requests raise
-            place = without_secrets(uri)
-            raise TrackingError(f"tracking.uri: {place} does not answer as MLflow: {first_line(error)}") from None
+            raise _refused(uri, error) from None
 
 
 def _probe_server(uri: str) -> None:
@@ -69,6 +71,19 @@ def _probe_server(uri: str) -> None:
             f"tracking.uri: {without_secrets(uri)} cannot be reached ({first_line(error)}). Start the server, correct "
             "the address, or leave tracking.uri out to record in the sweep's storage."
         ) from None
+
+
+def _refused(uri: str, error: Exception) -> TrackingError:
+    """Why the server or database at `uri` cannot be used, and what mends it."""
+    place, status = without_secrets(uri), getattr(error, "get_http_status_code", lambda: 0)()
+    if uri.startswith("http") and status in (401, 403):
+        given = " and ".join(name for name in CREDENTIALS if os.environ.get(name)) or "nothing in the environment"
+        return TrackingError(
+            f"tracking.uri: {place} refuses the credentials (status {status}; it was given {given}). Export "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the sweep runs; of "
+            "a submitted one that is on the cluster's machines."
+        )
+    return TrackingError(f"tracking.uri: {place} does not answer as MLflow: {first_line(error)}")
 
 
 def _probe_sqlite(path: Path) -> None:
@@ -90,13 +105,14 @@ def database_path(uri: str) -> Path:
 
 def refusal(uri: str, error: BaseException) -> TrackingError:
     """What the user is told where MLflow itself refuses."""
-    return TrackingError(f"{without_secrets(uri)}: {first_line(error)}")
+    said = meaning(error)
+    return TrackingError(f"{without_secrets(uri)} {said}" if said else f"{without_secrets(uri)}: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without the credentials of addresses in it."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-    return re.sub(r"(?<=://)[^/@\s]+@", "", line)
+    """What an error says first, without credentials."""
+    # Shortened last: of a secret that is cut in two nothing would tell that it is one.
+    return without_credentials((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def without_secrets(uri: str) -> str:
@@ -123,8 +139,10 @@ def connect(uri: str) -> MlflowClient:
         os.environ.pop(name, None)
     from mlflow.tracking import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
+    for name in ("alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints the traceback of what it raises: a full disk is told once, in our words.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith("sqlite:"):
         _create_database(database_path(uri))
     # Or MLFLOW_REGISTRY_URI would send the models elsewhere.

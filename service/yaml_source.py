@@ -19,6 +19,10 @@ from trainables.errors import SpecError
 
 MAX_BYTES = 1 << 16
 """PyYAML takes seconds for a megabyte; a sweep takes a page."""
+MAX_DEPTH, MAX_VALUES = 32, MAX_BYTES // 2
+"""Levels of lists and mappings within each other, and keys and values in all: a sweep has six levels, and hundreds.
+So many values have room in the largest file, or merged text, where each is written: what is short enough is not refused
+for them, here or where it is read again."""
 Path_ = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -26,6 +30,8 @@ _ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 MAX_MESSAGE = 600
 """Characters; what was found may be long, and the end of a message says what was expected."""
+MAX_PROBLEMS = 30
+"""That are told at once."""
 
 
 class Place(NamedTuple):
@@ -91,7 +97,9 @@ class Source:
         """Raises SpecError with a line for each problem, in the order of the file."""
         if self.problems:
             unique = sorted(dict.fromkeys(self.problems))
-            raise SpecError("\n".join(f"{place}: {message}" for place, message in unique))
+            told = [f"{place}: {message}" for place, message in unique[:MAX_PROBLEMS]]
+            more = len(unique) - len(told)
+            raise SpecError("\n".join([*told, f"… and {more} more"] if more else told))
 
     def places_only(self) -> Source:
         """A copy that knows where things stand, and nothing else."""
@@ -213,10 +221,22 @@ def parse_setting(text: str, path: Path_, file: str, rank: int) -> Source:
 def _compose(text: str, source: Source) -> yaml.Node | None:
     """The tree of a text. What is not YAML, or not used here, is a problem of the source."""
     try:
+        depth = values = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             unwanted = _unwanted(event)
             if unwanted:
                 source.problems.append((_place(source, event.start_mark), unwanted))
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            values += isinstance(event, yaml.NodeEvent)
+            if depth > MAX_DEPTH or values > MAX_VALUES:
+                # PyYAML's time grows faster than the text here: the rest is not looked at.
+                what = (
+                    f"nested too deeply, more than {MAX_DEPTH} levels"
+                    if depth > MAX_DEPTH
+                    else (f"more than {MAX_VALUES} keys and values; a sweep has fewer")
+                )
+                source.problems = [(_place(source, event.start_mark), what)]
+                return None
         return None if source.problems else yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

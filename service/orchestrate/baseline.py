@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import traceback
 from collections.abc import Callable
 
 import ray
@@ -16,15 +15,17 @@ import ray
 from service import driver
 from service.baseline import Baseline, baseline_folder, policy_of
 from service.front import find_front
+from service.marks import RANDOM
 from service.orchestrate.failures import unwrapped
 from service.orchestrate.reference import StoppedError, awaited, silent, task_options
-from service.orchestrate.worker import FinetuneJob, Science, finetune_policy
+from service.orchestrate.worker import FinetuneJob, Science, finetune_policy_at
 from service.progress import Progress
 from service.records import SweepStore, TrialRecord, write_text
+from service.redaction import traceback_of, without_credentials
 from service.settings import parse_duration
 from service.spec import SweepSpec
 from service.standing import clock
-from service.sweeps import TRAIN_FOLDER
+from service.working_copy import Place
 from trainables import api
 from trainables.errors import BitfrontError, ConfigError, StorageError
 from trainables.policy_file import PolicyRecord, all_costs
@@ -72,7 +73,7 @@ def make_baseline(
         told = _described(_made(spec, store, knee, wanted, science, seconds=seconds, meanwhile=meanwhile))
     except (StoppedError, KeyboardInterrupt):
         # After Ctrl-C nothing else is begun either.
-        driver.request_stop(store.folder)
+        driver.end_here(store.folder)
         told = f"stopped on request; {again}"
     except TimeoutError:
         of_trial = parse_duration(spec.limits.trial_time)
@@ -89,9 +90,9 @@ def _reason(store: SweepStore, wanted: Baseline, error: BaseException, again: st
             dataclasses.replace(wanted, error=str(error)).save(store.folder)
             return f"none: {error}"
         if not isinstance(error, BitfrontError):
-            write_text(store.folder / "random-error.txt", "".join(traceback.format_exception(error)))
+            write_text(store.folder / "random-error.txt", traceback_of(error))
     lines = str(error).strip().splitlines() or [""]
-    return f"failed: {type(error).__name__}: {lines[-1][:300]}; {again}"
+    return f"failed: {type(error).__name__}: {without_credentials(lines[-1])[:300]}; {again}"
 
 
 def _described(found: Baseline) -> str:
@@ -127,15 +128,24 @@ def _made(
         from service.orchestrate.train import finetune_policy_on_workers
 
         task = ray.remote(**task_options(spec))(finetune_policy_on_workers)
-        made = task.remote(job, spec, scratch=store.folder / TRAIN_FOLDER)
+        made = task.remote(job, spec, sweep=Place.of(store.folder))
     else:
-        made = ray.remote(**task_options(spec))(finetune_policy).remote(job, rank=0, tell=silent)
+        task = ray.remote(**task_options(spec))(finetune_policy_at)
+        made = task.remote(Place.of(store.folder), job, tell=silent)
     limit_s = min(seconds, parse_duration(spec.limits.trial_time) or seconds)
     awaited(made, store, seconds=limit_s, meanwhile=meanwhile)
+    _carry(store)
     found = Baseline.find(store.folder)
     if found is None:
         raise RuntimeError("the workers ended without a record")
     return found
+
+
+def _carry(store: SweepStore) -> None:
+    """What is known here of the policy is in the storage, and the other way round."""
+    if store.replica is not None:
+        store.replica.fetch(store.folder.name, RANDOM)
+        store.replica.push(store.folder.name, RANDOM)
 
 
 def _drawn(spec: SweepSpec, store: SweepStore, knee: TrialRecord) -> PolicyRecord:
@@ -162,4 +172,5 @@ def _drawn(spec: SweepSpec, store: SweepStore, knee: TrialRecord) -> PolicyRecor
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_text(path, record.to_json())
+    _carry(store)
     return record

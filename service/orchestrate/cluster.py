@@ -13,6 +13,7 @@ import gc
 import importlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -20,8 +21,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray.exceptions import AuthenticationError
 
 from service.launched import Launched
 from service.preflight import check_resources
@@ -29,7 +34,10 @@ from service.tracking import first_line
 from trainables.errors import ConfigError
 
 CONNECT_S = 5.0
+OOM_RETRIES = "3"
 START_S, IMPORT_S, POLL_S = 60.0, 30.0, 0.2
+START_TIMED_OUT = "timed out during startup"
+"""What Ray says where its processes took too long."""
 GIVE_UP_S = "10"
 """A driver whose own Ray has been killed should end, not wait a minute for it to come back."""
 
@@ -106,7 +114,7 @@ def begin(*, imports: bool) -> None:
     # Not in the thread: two threads that import a package at once can see half of it, and other libraries share these.
     with contextlib.suppress(ImportError):
         importlib.import_module("ray.dashboard.optional_deps")
-    _set_environment()
+    _set_environment("")
     _begun.append(_Start(imports=imports))
 
 
@@ -128,7 +136,7 @@ def kept() -> Iterator[None]:
 @contextmanager
 def connected(spec: Launched, address: str) -> Iterator[None]:
     """A Ray of our own for the time of a sweep, the cluster at `address`, or the one that this process already uses."""
-    _set_environment()
+    _set_environment(address)
     with contextlib.ExitStack() as until_then:
         if _begun or not ray.is_initialized():
             _connect(address, _kept[-1] if _kept else until_then)
@@ -150,11 +158,64 @@ def _connect(address: str, until_then: contextlib.ExitStack) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 
 
-def _set_environment() -> None:
+def _set_environment(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray itself begins a task again without end where its memory monitor has ended it.
+    os.environ.setdefault("RAY_task_oom_retries", OOM_RETRIES)
+    if address or ray.is_initialized():
+        set_auth_mode()
+    elif "RAY_AUTH_MODE" not in os.environ:
+        # Ray then asks for a token by itself, says so, and would leave one of its own in the home folder.
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Workers stay in the driver's folder: a relative data.root is one place for both.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+
+
+def set_auth_mode() -> None:
+    """Who has a token uses it, by the package's own first lines; who has none says so, or Ray makes one."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _token()
+
+
+def _token() -> str:
+    """The environment's token, empty where none is used. Raises ConfigError where Ray itself would end the process."""
+    given, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if os.environ["RAY_AUTH_MODE"] != "token" or given:
+        return given
+    if not path:
+        path = str(Path.home() / ".ray" / "auth_token")
+    try:
+        given = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"RAY_AUTH_MODE is token, but {path} cannot be read: {first_line(error)}.") from None
+    if not given:
+        raise ConfigError(f"RAY_AUTH_MODE is token, but {path} is empty; write the cluster's token into it.")
+    return given
+
+
+def _check_token(address: str) -> None:
+    """Raises ConfigError where the cluster refuses the token; Ray itself tries half a minute and does not say why."""
+    grpc = importlib.import_module("grpc")
+    header = (("authorization", f"Bearer {_token()}"),) if os.environ["RAY_AUTH_MODE"] == "token" else ()
+    with _channel(address) as channel:
+        # Of Ray's control store; an empty message is its whole request.
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", metadata=header, timeout=CONNECT_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ConfigError(refused_token(address, ValueError(error.details()))) from None
+
+
+def _channel(address: str) -> Any:
+    """To a cluster's control store, encrypted where Ray itself is told to be."""
+    grpc = importlib.import_module("grpc")
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return grpc.insecure_channel(address)
+    certificate, key, authority = importlib.import_module("ray._common.tls_utils").load_certs_from_env()
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate))
 
 
 def _import_needed() -> None:
@@ -174,6 +235,7 @@ def _stop() -> None:
 
 def size(address: str) -> tuple[float, float]:
     """CPUs and GPUs of the cluster at `address`."""
+    _set_environment(address)
     _start(address)
     try:
         found = ray.cluster_resources()
@@ -186,7 +248,15 @@ def _start(address: str) -> None:
     if not address:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GIVE_UP_S)
         # Not a cluster that happens to run on this machine.
-        _init("local", include_dashboard=False)
+        with _on_loopback():
+            try:
+                _init("local", include_dashboard=False)
+            except Exception as error:  # Ray raises no class of its own
+                if START_TIMED_OUT not in str(error):
+                    raise
+                # A busy machine: by now what it had to read is in memory.
+                _stop()
+                _init("local", include_dashboard=False)
         return
     if address.startswith("ray://"):
         raise ConfigError(
@@ -198,9 +268,37 @@ def _start(address: str) -> None:
         if host:
             # Ray itself waits for minutes.
             socket.create_connection((host, int(port)), CONNECT_S).close()
+            _check_token(address)
         _init(address)
+    except ConfigError:
+        raise
+    except AuthenticationError as error:
+        raise ConfigError(refused_token(address, error)) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster answers there: {first_line(error)}") from None
+
+
+def refused_token(address: str, error: BaseException) -> str:
+    """What a user is told whose token the cluster does not take, or asks for."""
+    return (
+        f"--address {address}: the cluster refuses the token, or the lack of one ({first_line(error)}). Export "
+        "RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH of a file that has it."
+    )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started within it listens on 127.0.0.1 alone.
+
+    On Linux Ray takes the machine's own address, even for 127.0.0.1, and listens on all: whoever reaches the machine
+    could send it work. On systems on which it forms no clusters it takes loopback; this says that here is one.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _init(address: str, **settings: bool) -> None:

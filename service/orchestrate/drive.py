@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,18 +18,22 @@ from dashboards.front import as_json, as_markdown
 from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
+from service.background_mirror import BackgroundMirror
 from service.front import Front, find_front
 from service.launched import Launched
-from service.mirror import BackgroundMirror, Tracker
+from service.mirror import Tracker
+from service.orchestrate.carrier import share_reference, sweep_carried
 from service.orchestrate.cluster import connected
 from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper
 from service.orchestrate.reference import StoppedError
-from service.orchestrate.worker import now_ms
 from service.progress import Progress
-from service.records import SweepStore, write_json, write_text
+from service.records import SweepStore, now_ms, write_json, write_text
+from service.redaction import traceback_of
 from service.tracking import first_line, resolve_uri
 from service.view import read_view
+from trainables.errors import BitfrontError
+from trainables.patience import give_up, patient
 
 log = logging.getLogger("bitfront.sweep")
 
@@ -65,7 +68,7 @@ def drive(
     `prepare` is called once this process is the driver, and gives what is to be done; None where nothing is left. What
     a trial found is in the storage when this returns or raises.
     """
-    with driver.hold(store.folder):
+    with patient(), driver.hold(store.folder):
         began, end, before_s = time.monotonic(), INTERRUPTED, store.sweep().running_s
         store.save_sweep(dataclasses.replace(store.sweep(), ended_ms=0, end=""))
         storage = store.folder.parent
@@ -80,6 +83,7 @@ def drive(
                 with (
                     connected(launched, address),
                     exported(store),
+                    sweep_carried(store, elsewhere=bool(address)),
                     _stopped_by_sigterm(store),
                     progress_for(store) as progress,
                 ):
@@ -87,8 +91,10 @@ def drive(
         except StoppedError:
             end = STOPPED
         except Exception as error:
-            end = f"error: {first_line(error)}"
-            raise
+            # A machine that shuts down takes Ray away as well: who was asked to end has no error then.
+            end = STOPPED if driver.stop_requested(store.folder) else f"error: {first_line(error)}"
+            if end != STOPPED or isinstance(error, BitfrontError):
+                raise
         finally:
             try:
                 # What goes wrong after the last trial does not undo it.
@@ -106,12 +112,17 @@ def _stopped_by_sigterm(store: SweepStore) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: driver.request_stop(store.folder))
+    before = signal.signal(signal.SIGTERM, lambda *_: _end_soon(store))
     try:
         yield
     finally:
         # None is a handler that was not set from Python.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _end_soon(store: SweepStore) -> None:
+    give_up()
+    driver.end_here(store.folder)
 
 
 def _close(store: SweepStore, end: str, *, running_s: float) -> None:
@@ -140,9 +151,11 @@ def publish(store: SweepStore, *, page: bool) -> Front:
         write_final(store)
     if page:
         try:
+            for key in sweep.references:
+                share_reference(store, key)
             _draw(store)
         except Exception as error:  # whatever a damaged file or a number that nobody foresaw does to it
-            write_text(store.folder / PAGE_ERROR, "".join(traceback.format_exception(error)))
+            write_text(store.folder / PAGE_ERROR, traceback_of(error))
             told = f"the page could not be drawn: {type(error).__name__}: {first_line(error)}"
             store.log(told)
             log.warning("%s (all of it in %s)", told, store.folder / PAGE_ERROR)

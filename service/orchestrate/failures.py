@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 
 from service.records import Failure
+from service.redaction import without_credentials
 from trainables.errors import BitfrontError
 
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_MEMORY_SIGNS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "running low on memory",
+    "node_out_of_memory", "std::bad_alloc",
+)  # fmt: skip
+MEMORY_ADVICE = (
+    "give it smaller batches (batch_size, or parts of them with accumulate), run fewer trials at once "
+    "(resources.concurrency), or take larger machines; then `bitfront rerun-failed`"
+)
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -25,7 +33,8 @@ def message_of(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, exceptions.RayError):
         text = re.sub(r"\x1b\[[0-9;]*m", "", text.strip().splitlines()[-1] if text.strip() else "")
-    return f"{type(error).__name__}: {text}"
+    advice = f" ({MEMORY_ADVICE})" if failure_of(error) == "out of memory" else ""
+    return without_credentials(f"{type(error).__name__}: {text}{advice}")
 
 
 def failure_of(error: BaseException) -> Failure:

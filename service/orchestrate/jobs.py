@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from service.object_store import is_url
+from service.orchestrate.cluster import refused_token, set_auth_mode
 from service.revision import REVISION_VARIABLE, revision
 from service.spec import PROMOTE_FILE, SweepSpec
 from service.tracking import first_line
@@ -17,22 +18,28 @@ from trainables.errors import ConfigError, StorageError
 from trainables.user_code import local_sources
 
 PACKAGES = ("service", "trainables", "dashboards")
+RUN = "python -m service.cli run sweep.yaml --address auto"
 POLL_S = 1.0
 JOB_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""Ray would kill a job that is stopped after 3 seconds, where it may still be writing down how far it came."""
+"""Ray would kill a job that is stopped after 3 seconds, where it may still be writing down how far it came.
+
+Everybody who may see the dashboard sees a job's environment. No credentials are among it: the cluster's machines have
+those of MLflow and of the storage in theirs, which a job inherits.
+"""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit_sweep(spec: SweepSpec, address: str) -> str:
+def submit_sweep(spec: SweepSpec, address: str, *, then: str = "") -> str:
     """Sends the sweep with our own code, so that all machines run one version; the job's name.
 
+    `then` is a command of the shell that follows, whatever the sweep came to; the job ends as the sweep did.
     Raises ConfigError where a job of this sweep is running, or where its storage would be the job's own folder.
     """
-    if not Path(spec.storage.path).is_absolute():
+    if not is_url(spec.storage.path) and not Path(spec.storage.path).is_absolute():
         raise spec.refuse(
             ("storage", "path"),
             f"storage.path: {spec.storage.path!r} would lie in the job's own folder, which the cluster deletes; "
-            "give the absolute path of a folder that all its machines share",
+            "give the absolute path of a folder that all its machines share, or s3://BUCKET/FOLDER",
         )
     client = _client(address)
     earlier = _jobs(client, spec.name)
@@ -45,7 +52,7 @@ def submit_sweep(spec: SweepSpec, address: str) -> str:
         _pack(spec, Path(folder))
         try:
             client.submit_job(
-                entrypoint="python -m service.cli run sweep.yaml --address auto",
+                entrypoint=f"{RUN}; status=$?; {then}; exit $status" if then else RUN,
                 submission_id=name,
                 runtime_env={
                     "working_dir": folder,
@@ -75,10 +82,22 @@ def _pack(spec: SweepSpec, folder: Path) -> None:
         (folder / PROMOTE_FILE).write_text(spec.promotion.text)
 
 
+def is_running(name: str, address: str) -> bool:
+    """Whether a job of the sweep is on its way, or waits for its turn."""
+    jobs = _jobs(_client(address), name)
+    return bool(jobs) and str(jobs[-1].status) not in ENDED
+
+
 def job_status(name: str, address: str) -> dict[str, Any]:
     """The last job of the sweep, its status and what Ray says about it."""
     job = _last(_client(address), name, address)
     return {"job": job.submission_id, "status": str(job.status), "message": job.message or ""}
+
+
+def job_exit_status(name: str, address: str) -> int | None:
+    """Of the command of the sweep's last job; None where it has none, as its machine was lost."""
+    status: int | None = _last(_client(address), name, address).driver_exit_code
+    return status
 
 
 def job_logs(name: str, address: str, *, follow: bool) -> Iterator[str]:
@@ -127,10 +146,13 @@ def _last(client: Any, name: str, address: str) -> Any:
 
 
 def _client(address: str) -> Any:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    set_auth_mode()
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ConfigError(refused_token(address, error)) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--address {address}: no Ray dashboard answers there: {first_line(error)}") from None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from service.mirror import BackgroundMirror
+from service.background_mirror import BackgroundMirror
+from service.orchestrate.carrier import attempt_begun, trial_group
 from service.orchestrate.drive import FINISHED, INTERRUPTED, SweepOutcome, Work, drive, publish
 from service.orchestrate.failures import unwrapped
-from service.orchestrate.limits import SweepStopper, end_after
+from service.orchestrate.limits import SweepStopper, settle_hung, watched
 from service.orchestrate.reference import STOP_POLL_S, prepare_references, silent, task_options
 from service.orchestrate.worker import (
     PromotedJob,
@@ -24,13 +24,14 @@ from service.orchestrate.worker import (
 )
 from service.progress import Progress
 from service.records import SweepStore
-from service.sweeps import TRAIN_FOLDER
 from service.template import Template
 from service.tracking import resolve_uri
+from service.working_copy import Place
 from trainables import api
 from trainables.config import BenchConfig
 from trainables.detector_config import DetectorConfig
-from trainables.errors import BitfrontError
+from trainables.errors import BitfrontError, StorageUnavailableError
+from trainables.patience import patient
 
 Config = BenchConfig | DetectorConfig
 
@@ -101,6 +102,7 @@ class _Running:
         finally:
             for task in self.tasks:
                 ray.cancel(task, force=True)
+        self.stopper.check_storage()
         if all(trial.final for trial in self.store.trials()):
             return FINISHED
         return self.stopper.reason or INTERRUPTED
@@ -110,7 +112,8 @@ class _Running:
         # On a GPU a process of its own each time: what one has left there is gone before the next begins.
         calls = 1 if self.template.resources.gpus_per_worker else 0
         task = ray.remote(**task_options(self.template), max_calls=calls)(_finetune)
-        made = task.remote(trial_id, config, template=self.template, folder=self.store.folder, science=self.science)
+        place = Place.of(self.store.folder)
+        made = task.remote(trial_id, config, template=self.template, place=place, science=self.science)
         self.tasks[made] = trial_id
         self.progress.started(trial_id)
         self.mirror.poke()
@@ -125,9 +128,14 @@ class _Running:
 
     def _settle(self, task: ray.ObjectRef[Any]) -> None:
         trial_id = self.tasks.pop(task)
+        self.store.refresh(trial_id)
         try:
-            ray.get(task)
+            lost_storage = ray.get(task)
+            if lost_storage:
+                self.stopper.lose_storage(lost_storage)
+                return
         except Exception as error:  # its process was lost, more often than limits.retries allows
+            settle_hung(self.store, trial_id)
             meant = unwrapped(error)
             settle_failure(self.store, self.store.trial(trial_id), meant if isinstance(meant, Exception) else error)
         record = self.store.result(trial_id)
@@ -137,35 +145,49 @@ class _Running:
             self.mirror.poke()
 
 
-def _finetune(trial_id: str, config: Config, *, template: Template, folder: Path, science: Science) -> None:
-    """What Ray runs for each attempt; writes down what went wrong. Ray sees an error only where a process was lost."""
-    store = SweepStore(folder)
+def _finetune(trial_id: str, config: Config, *, template: Template, place: Place, science: Science) -> str:
+    """What Ray runs for each attempt; writes down what went wrong. Ray sees an error only where a process was lost.
+
+    Returns why the storage cannot be used any more; empty as a rule.
+    """
+    try:
+        with patient(), attempt_begun(place, trial_group(trial_id)) as store:
+            _attempt(trial_id, config, template=template, store=store, science=science)
+    except StorageUnavailableError as error:
+        return str(error)
+    return ""
+
+
+def _attempt(trial_id: str, config: Config, *, template: Template, store: SweepStore, science: Science) -> None:
+    settle_hung(store, trial_id)
     if store.result(trial_id) is not None:
         return
     reference = config.reference_key if isinstance(config, BenchConfig) else ""
     begun = store.start_trial(trial_id, now_ms=now_ms(), reference=reference)
-    timer = end_after(store, begun, template.limits.trial_time)
     job = PromotedJob(
         begun=begun,
         config=config,
         policy=store.policy(trial_id),
-        sweep_folder=folder,
+        sweep_folder=store.folder,
         threads=template.resources.cpus_per_worker,
         science=science,
     )
     try:
-        if template.resources.launch_resolved == "process":
-            run_trial(job, rank=0, tell=silent)
-        else:
-            from service.orchestrate.train import run_trial_on_workers
-
-            run_trial_on_workers(job, template, scratch=folder / TRAIN_FOLDER)
+        with watched(store, begun, template.limits):
+            _compute(job, template)
     except SupersededError:
         return
     except Exception as error:
         settle_failure(store, begun, error)
-    finally:
-        timer.cancel()
+
+
+def _compute(job: PromotedJob, template: Template) -> None:
+    if template.resources.launch_resolved == "process":
+        run_trial(job, rank=0, tell=silent)
+        return
+    from service.orchestrate.train import run_trial_on_workers
+
+    run_trial_on_workers(job, template)
 
 
 def register_outcome(template: Template, store: SweepStore) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ import ray
 
 from service import driver
 from service.launched import Launched
+from service.orchestrate.carrier import share_reference
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import Science, make_reference
 from service.progress import Progress
 from service.records import SweepStore, write_text
-from service.sweeps import TRAIN_FOLDER
+from service.redaction import traceback_of
+from service.working_copy import Place
 from trainables.api import ReferenceRecord
 from trainables.config import BenchConfig
 from trainables.errors import BitfrontError, LostError
@@ -41,11 +42,13 @@ def prepare_references(
     known = dict(store.sweep().references)
     for number, (key, config) in enumerate(wanted.items(), start=1):
         which = f"reference {number} of {len(wanted)}" if len(wanted) > 1 else "reference"
+        share_reference(store, key)
         record = ReferenceRecord.find(store.references, key)
         progress.note(f"{which}: {'found' if record else 'training'} {key} …")
         # Where it was found before, this network and this data were checked against each other.
         if record is None or key not in known:
             record = _ensured(spec, config, store, science)
+            share_reference(store, key)
         fresh = f"; fresh, for other classes: {', '.join(record.fresh)}" if record.fresh else ""
         progress.note(f"{which}: {record.top1:.2f} % top-1 in full precision{fresh}")
         known[key] = {**dataclasses.asdict(record), "network": config.network.name, "data": _data(config)}
@@ -73,7 +76,7 @@ def _reference_error(store: SweepStore, error: Exception) -> BaseException:
     if isinstance(meant, BitfrontError):
         return meant
     path = store.folder / "reference-error.txt"
-    write_text(path, "".join(traceback.format_exception(error)))
+    write_text(path, traceback_of(error))
     lines = str(error).strip().splitlines() or [""]
     return LostError(
         f"the reference could not be trained: {failure_of(error)}: {type(error).__name__}: {lines[-1][:300]} "
@@ -88,11 +91,11 @@ def _make_reference(spec: Launched, config: BenchConfig, store: SweepStore, scie
         from service.orchestrate.train import make_reference_on_workers
 
         task = ray.remote(**task_options(spec))(make_reference_on_workers)
-        made = task.remote(science, config, spec, store=store.references, scratch=store.folder / TRAIN_FOLDER)
+        made = task.remote(science, config, spec, sweep=Place.of(store.folder))
     else:
         task = ray.remote(**task_options(spec))(make_reference)
         threads = resources.cpus_per_worker
-        made = task.remote(science, config, store=store.references, threads=threads, tell=silent)
+        made = task.remote(science, config, store=Place.of(store.references), threads=threads, tell=silent)
     found: ReferenceRecord = awaited(made, store)
     return found
 

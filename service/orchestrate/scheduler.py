@@ -18,8 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from service.contribution import Answer, ContributionRule, excesses
 from service.halving import Halving, rung_values
 from service.orchestrate.failures import failure_of
-from service.orchestrate.worker import now_ms
-from service.records import RungRecord, SweepStore
+from service.records import RungRecord, SweepStore, now_ms
 from service.space import Scalar
 from service.spec import SweepSpec
 from service.tracking import first_line
@@ -154,6 +153,7 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         failure = failure_of(error)
         if trial.should_recover() and failure != "out of memory":
             return
+        self._store.refresh(trial_id)
         record = dataclasses.replace(
             self._store.trial(trial_id),
             state="failed",
@@ -164,6 +164,7 @@ class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is not typed
         self._store.finish_trial(record)
 
     def _prune(self, trial_id: str, last: Mapping[str, Any], answer: Answer) -> None:
+        self._store.refresh(trial_id)
         record = self._store.trial(trial_id)
         reason = f"stopped early after epoch {last['epoch']} of the {last['stage']}"
         reason += f": {answer.reason}" if answer.reason else ""

@@ -8,11 +8,13 @@ these and on the study alone, not on how often the sweep was cut off.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,7 +27,7 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
@@ -34,6 +36,7 @@ from service.records import SweepStore, TrialRecord
 from service.space import Domain, Scalar, fit, is_active, points, suggest, unit_point
 from service.spec import SweepSpec
 from trainables.errors import ConfigError, StorageError
+from trainables.patience import patiently
 
 LEARNED_ATTR = "learned"
 """Of the study: other sweeps' results are in it."""
@@ -87,6 +90,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study what the storage says of the trial; of one that was cut off it says nothing yet."""
         ours = self._running.pop(trial_id, None)
+        if ours:
+            self._store.refresh(ours)
         record = self._store.result(ours) if ours else None
         if record is not None:
             self._tell(record)
@@ -204,6 +209,63 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         self._planned = max((record.number + 1 for record in records.values()), default=0)
 
 
+class _Lock(JournalFileSymlinkLock):  # type: ignore[misc]  # Optuna's is not typed here
+    """Optuna's, given back also where the storage refuses that: what was written under it is written.
+
+    Optuna would raise, the same lines would be written once more, and wait half a minute for the lock that was left.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._file, self._is_left = Path(f"{path}.lock"), False
+
+    def acquire(self) -> bool:
+        """As Optuna does it, once our own from before is gone."""
+        if self._is_left:
+            self._file.unlink(missing_ok=True)
+            self._is_left = False
+        return bool(super().acquire())
+
+    def release(self) -> None:
+        """Gives it back, now or before it is taken the next time."""
+        try:
+            self._file.unlink(missing_ok=True)
+        except OSError:
+            self._is_left = True
+
+
+class _Journal(JournalFileBackend):  # type: ignore[misc]  # Optuna's is not typed here
+    """A journal that waits for its storage, and never has half a line that the next one would run into."""
+
+    def __init__(self, path: str, folder: Path) -> None:
+        self._path, self._folder = Path(path), folder
+        super().__init__(path, lock_obj=_Lock(path))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """As Optuna does it; lines that may not all have been kept are taken away again."""
+        size = patiently(lambda: self._path.stat().st_size, self._folder)
+        patiently(lambda: self._append(logs, size), self._folder)
+
+    def _append(self, logs: list[dict[str, Any]], size: int) -> None:
+        # What an attempt before has left where not even that could be taken away.
+        self._cut(size)
+        try:
+            super().append_logs(logs)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._cut(size)
+            raise
+
+    def _cut(self, size: int) -> None:
+        if self._path.stat().st_size > size:
+            os.truncate(self._path, size)
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """As Optuna does it, all at once."""
+        found = patiently(lambda: list(super(_Journal, self).read_logs(log_number_from)), self._folder)
+        yield from found
+
+
 def open_study(store: SweepStore) -> optuna.Study:
     """The sweep's study, made where there is none yet. For the sweep's driver alone."""
     journal, sweep = store.folder / "study.journal", store.sweep()
@@ -214,7 +276,7 @@ def open_study(store: SweepStore) -> optuna.Study:
         os.truncate(journal, content.rfind(b"\n") + 1)
     study = optuna.create_study(
         study_name=sweep.name,
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=JournalStorage(_Journal(str(journal), store.folder)),
         directions=["maximize" if METRICS[name].direction == "max" else "minimize" for name in sweep.objectives],
         load_if_exists=True,
     )

@@ -13,20 +13,23 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 
+from service.background_mirror import BackgroundMirror
 from service.combinations import references
-from service.mirror import BackgroundMirror
 from service.orchestrate.baseline import baseline_is_due, baseline_is_wanted, make_baseline
+from service.orchestrate.carrier import attempt_begun, trial_group
 from service.orchestrate.drive import FINISHED, INTERRUPTED, SweepOutcome, Work, drive, note_end, publish
-from service.orchestrate.limits import SweepStopper, end_after
+from service.orchestrate.failures import unwrapped
+from service.orchestrate.limits import UNAVAILABLE, SweepStopper, settle_hung, watched
 from service.orchestrate.reference import prepare_references
 from service.orchestrate.scheduler import SweepScheduler
 from service.orchestrate.searcher import StudySearcher
@@ -39,15 +42,19 @@ from service.orchestrate.worker import (
     settle_failure,
 )
 from service.progress import Progress
-from service.records import SweepStore
+from service.records import SweepStore, TrialRecord
 from service.spec import SweepSpec
-from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
+from service.sweeps import TUNE_FOLDER
+from service.working_copy import Place
 from trainables import api
-from trainables.errors import BitfrontError
+from trainables.errors import BitfrontError, StorageUnavailableError
+from trainables.patience import patient
 
 DRIVER_MEMORY = 2**20
 """Bytes that a trial asks for when its workers have the processors. Some resource it must name, and a share of a CPU
 could leave its own workers without a whole one for ever."""
+PUBLISH_S, PUBLISH_SHARE = 1.0, 0.02
+"""While trials run the front's files are written no more often, and no larger share of the time."""
 
 
 def run_sweep(
@@ -120,14 +127,17 @@ def _run_trials(
     # Of Tune's loggers only the one that it reads itself at the end: each trial's history is in our own storage.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune would write down all its trials again and again, for a restore that is never asked for.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
     # A failed trial is a line of ours, with its traceback in the trial's folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    keep_credentials()
     shutil.rmtree(store.folder / TUNE_FOLDER, ignore_errors=True)
     # The scheduler first: it may end trials that the searcher would hand out again.
     scheduler, searcher = SweepScheduler(spec, store), StudySearcher(spec, store)
     if not searcher.remaining:
         return FINISHED
-    function = tune.with_parameters(_trial, spec=spec, folder=store.folder, science=science)
+    function = tune.with_parameters(_trial, spec=spec, place=Place.of(store.folder), science=science)
     tuner = tune.Tuner(
         tune.with_resources(function, _resources(spec)),
         tune_config=tune.TuneConfig(
@@ -150,10 +160,25 @@ def _run_trials(
         ),
     )
     with _interrupts_as_before():
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            if isinstance(meant := unwrapped(error), StorageUnavailableError):
+                raise meant from None
+            raise
+    stopper.check_storage()
     if _is_finished(spec, store):
         return FINISHED
     return stopper.reason or INTERRUPTED
+
+
+def keep_credentials() -> None:
+    """Tune would write the driver's for object storage into each trial's environment, which Ray logs and shows.
+
+    Machines of a cluster have theirs, and processes of a Ray of one's own inherit them.
+    """
+    passed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    passed_on.difference_update([name for name in passed_on if name.startswith("AWS_")])
 
 
 def _resources(spec: SweepSpec) -> tune.PlacementGroupFactory:
@@ -169,43 +194,54 @@ def _trial_id(trial: Trial) -> str:
     return str(trial.config["trial_id"])
 
 
-def _trial(config: dict[str, Any], *, spec: SweepSpec, folder: Path, science: Science) -> None:
+def _trial(config: dict[str, Any], *, spec: SweepSpec, place: Place, science: Science) -> None:
     """What Ray Tune runs for each attempt at a trial; writes down what went wrong.
 
-    Tune sees an error only where a process was lost, and starts the trial again; everything else is a result.
+    Tune sees an error only where a process was lost, and starts the trial again; everything else is a result. Where the
+    storage cannot be used, what there is to say ends the sweep.
     """
-    store = SweepStore(folder)
+    try:
+        with patient(), attempt_begun(place, trial_group(config["trial_id"])) as store:
+            _attempt(config, spec=spec, store=store, science=science)
+    except StorageUnavailableError as error:
+        tune.report({"state": "pending", UNAVAILABLE: str(error)})
+
+
+def _attempt(config: dict[str, Any], *, spec: SweepSpec, store: SweepStore, science: Science) -> None:
+    settle_hung(store, config["trial_id"])
     known = store.result(config["trial_id"])
     if known is not None:
         tune.report({"state": known.state, **known.metrics})
         return
     begun = store.start_trial(config["trial_id"], now_ms=now_ms(), reference=_reference_key(spec, store, config))
-    timer = end_after(store, begun, spec.limits.trial_time)
     try:
-        job = TrialJob(
-            begun=begun,
-            config=spec.trial_config(begun.settings),
-            sweep_folder=folder,
-            threads=spec.resources.cpus_per_worker,
-            science=science,
-        )
-        if spec.resources.launch_resolved == "process":
-            run_trial(job, rank=0, tell=tune.report)
-        else:
-            from ray.tune.integration.ray_train import TuneReportCallback
-
-            from service.orchestrate.train import run_trial_on_workers
-
-            callbacks = [TuneReportCallback()]
-            record = run_trial_on_workers(job, spec, scratch=folder / TRAIN_FOLDER, callbacks=callbacks)
-            tune.report({"state": record.state, **record.metrics})
+        with watched(store, begun, spec.limits):
+            _compute(begun, spec=spec, store=store, science=science)
     except SupersededError:
         return
     except Exception as error:
         record = settle_failure(store, begun, error)
         tune.report({"state": record.state})
-    finally:
-        timer.cancel()
+
+
+def _compute(begun: TrialRecord, *, spec: SweepSpec, store: SweepStore, science: Science) -> None:
+    job = TrialJob(
+        begun=begun,
+        config=spec.trial_config(begun.settings),
+        sweep_folder=store.folder,
+        threads=spec.resources.cpus_per_worker,
+        science=science,
+    )
+    if spec.resources.launch_resolved == "process":
+        run_trial(job, rank=0, tell=tune.report)
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from service.orchestrate.train import run_trial_on_workers
+
+    callbacks = [TuneReportCallback()]
+    record = run_trial_on_workers(job, spec, callbacks=callbacks)
+    tune.report({"state": record.state, **record.metrics})
 
 
 def _reference_key(spec: SweepSpec, store: SweepStore, config: Mapping[str, Any]) -> str:
@@ -218,8 +254,16 @@ def _reference_key(spec: SweepSpec, store: SweepStore, config: Mapping[str, Any]
 class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
     """Follows the trials in the driver: terminal, front files, mirror."""
 
-    def __init__(self, store: SweepStore, progress: Progress, mirror: BackgroundMirror) -> None:
+    def __init__(
+        self,
+        store: SweepStore,
+        progress: Progress,
+        mirror: BackgroundMirror,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store, self.progress, self.mirror = store, progress, mirror
+        self._clock, self._due, self._behind = clock, -float("inf"), False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune stores its callbacks with the experiment; terminal and thread belong to this process alone.
@@ -244,11 +288,26 @@ class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray is not typed
         self._ended(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.store.refresh(_trial_id(trial))
+        # No attempt follows that would.
+        settle_hung(self.store, _trial_id(trial))
         self._ended(trial)
 
     def _ended(self, trial: Trial) -> None:
+        # Tune keeps its trials for as long as it runs, each with means of every number, 40 kB that nobody asks for.
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
+        self.store.refresh(_trial_id(trial))
         record = self.store.result(_trial_id(trial))
         if record is not None:
             self.progress.finished(record)
-            publish(self.store, page=False)
+            self._behind = True
             self.mirror.poke()
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        # Not with every end: a front costs as much as it has trials before it, and thousands of them end.
+        began = self._clock()
+        if self._behind and began >= self._due:
+            publish(self.store, page=False)
+            now = self._clock()
+            self._behind, self._due = False, now + max(PUBLISH_S, (now - began) / PUBLISH_SHARE)

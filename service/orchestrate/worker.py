@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from service.baseline import Baseline, attribution_of, checkpoint_of
+from service.marks import RANDOM
+from service.orchestrate.carrier import (
+    alone,
+    attempt_begun,
+    group_carried,
+    maps_carried,
+    reference_carried,
+    trial_group,
+)
 from service.orchestrate.failures import failure_of, message_of
 from service.promoted import model_folder
-from service.records import SweepStore, TrialRecord, write_text
+from service.records import SweepStore, TrialRecord, now_ms, write_text
+from service.redaction import traceback_of
+from service.replica import ReplacedError
+from service.working_copy import Place
 from trainables.api import EpochReport, FinetuneResult, ReferenceRecord, Report, TrialResult
 from trainables.config import BenchConfig, TrialConfig
 from trainables.detector_config import DetectorConfig
 from trainables.errors import DivergedError
+from trainables.patience import patient, storage_to_blame
 from trainables.policy_file import PolicyRecord
 from trainables.samples import ATTRIBUTION_FILE
 
@@ -78,11 +92,6 @@ class PromotedJob:
     science: Science
 
 
-def now_ms() -> int:
-    """Unix time, milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
 def use_threads(threads: int) -> None:
     """Sets the CPU threads of this process."""
     import torch
@@ -96,8 +105,33 @@ def run_trial(job: TrialJob | PromotedJob, *, rank: int, tell: Tell) -> TrialRec
     Goes on from the trial's checkpoint. A diverged trial is a result like any other; other errors go to the caller.
     """
     use_threads(job.threads)
-    store, trial_id = SweepStore(job.sweep_folder), job.begun.trial_id
-    last = time.monotonic()
+    store = SweepStore(job.sweep_folder)
+    with patient(), logged(store, job.begun.trial_id):
+        return _run(job, store, rank=rank, tell=tell)
+
+
+@contextlib.contextmanager
+def logged(store: SweepStore, trial_id: str) -> Iterator[None]:
+    """Meanwhile what is said of the trial's checkpoint stands in the sweep's log."""
+    handler, said = _SweepLog(store, trial_id), logging.getLogger("bitfront.checkpoint")
+    said.addHandler(handler)
+    try:
+        yield
+    finally:
+        said.removeHandler(handler)
+
+
+class _SweepLog(logging.Handler):
+    def __init__(self, store: SweepStore, trial_id: str) -> None:
+        super().__init__(logging.WARNING)
+        self._store, self._trial_id = store, trial_id
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._store.log(f"{self._trial_id}: {record.getMessage()}")
+
+
+def _run(job: TrialJob | PromotedJob, store: SweepStore, *, rank: int, tell: Tell) -> TrialRecord:
+    trial_id, last = job.begun.trial_id, time.monotonic()
 
     def report(epoch: EpochReport) -> None:
         nonlocal last
@@ -108,17 +142,32 @@ def run_trial(job: TrialJob | PromotedJob, *, rank: int, tell: Tell) -> TrialRec
             store.append_epoch(trial_id, epoch, seconds=seconds, now_ms=now_ms())
         tell({**_numbers(epoch), "seconds": seconds})
 
-    try:
-        metrics, policy_hash = _computed(job, store, report, rank=rank)
-    except DivergedError as error:
-        record = dataclasses.replace(job.begun, state="diverged", failure="nan", error=str(error))
-    else:
-        record = dataclasses.replace(job.begun, state="done", metrics=metrics, policy_hash=policy_hash)
-    record = dataclasses.replace(record, ended_ms=now_ms())
-    if rank == 0:
-        record = store.finish_trial(record)
+    carried = group_carried(store, trial_group(trial_id)) if rank == 0 else contextlib.nullcontext()
+    with maps_carried(store.references, _reference_of(job), rank=rank):
+        try:
+            with carried:
+                metrics, policy_hash = _computed(job, store, report, rank=rank)
+        except DivergedError as error:
+            record = dataclasses.replace(job.begun, state="diverged", failure="nan", error=str(error))
+        else:
+            record = dataclasses.replace(job.begun, state="done", metrics=metrics, policy_hash=policy_hash)
+        record = dataclasses.replace(record, ended_ms=now_ms())
+        if rank == 0:
+            record = _finished(store, record)
     tell({"state": record.state, **record.metrics})
     return record
+
+
+def _finished(store: SweepStore, record: TrialRecord) -> TrialRecord:
+    try:
+        return store.finish_trial(record)
+    except ReplacedError:
+        raise SupersededError(record.trial_id) from None
+
+
+def _reference_of(job: TrialJob | PromotedJob) -> str:
+    """Key of the reference that the trial reads; empty of a detector."""
+    return job.config.reference_key if isinstance(job.config, BenchConfig) else ""
 
 
 def _computed(
@@ -146,21 +195,23 @@ def _numbers(epoch: EpochReport) -> dict[str, Any]:
 def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> TrialRecord:
     """Writes down why the trial failed, with its traceback beside; the record that stands.
 
-    An attempt that is over, or that another one has followed, has nothing to say any more.
+    An attempt that is over, or that another one has followed, has nothing to say any more. Raises
+    StorageUnavailableError where the storage is to blame: the trial has not failed, and goes on when that is mended.
     """
+    storage_error = storage_to_blame(error, store.folder)
+    if storage_error is not None:
+        raise storage_error from None
     standing = store.trial(begun.trial_id)
     if standing.final or standing.attempts != begun.attempts:
         return standing
-    write_text(store.trial_folder(begun.trial_id) / "error.txt", "".join(traceback.format_exception(error)))
-    return store.finish_trial(
-        dataclasses.replace(
-            begun,
-            state="failed",
-            ended_ms=now_ms(),
-            failure=failure_of(error),
-            error=message_of(error),
-        )
+    write_text(store.trial_folder(begun.trial_id) / "error.txt", traceback_of(error))
+    failed = dataclasses.replace(
+        begun, state="failed", ended_ms=now_ms(), failure=failure_of(error), error=message_of(error)
     )
+    try:
+        return store.finish_trial(failed)
+    except ReplacedError:
+        return store.trial(begun.trial_id)
 
 
 def _save_policy(store: SweepStore, trial_id: str, result: TrialResult) -> None:
@@ -196,8 +247,15 @@ def finetune_policy(job: FinetuneJob, *, rank: int, tell: Tell) -> None:
         tell(_numbers(epoch))
 
     checkpoint = checkpoint_of(job.sweep_folder)
+    carried = group_carried(store, RANDOM) if rank == 0 else contextlib.nullcontext()
     try:
-        found = job.science.finetune(job.config, job.policy, report, store=store.references, checkpoint=checkpoint)
+        with (
+            patient(),
+            logged(store, "random policy"),
+            maps_carried(store.references, job.config.reference_key, rank=rank),
+            carried,
+        ):
+            found = job.science.finetune(job.config, job.policy, report, store=store.references, checkpoint=checkpoint)
     except DivergedError as error:
         done = dataclasses.replace(job.baseline, error=f"diverged: {error}")
     else:
@@ -206,13 +264,31 @@ def finetune_policy(job: FinetuneJob, *, rank: int, tell: Tell) -> None:
             found.samples.save(attribution_of(job.sweep_folder))
     if rank == 0:
         done.save(job.sweep_folder)
+        if store.replica is not None:
+            store.replica.push(store.folder.name, RANDOM)
 
 
-def make_reference(science: Science, config: BenchConfig, *, store: Path, threads: int, tell: Tell) -> ReferenceRecord:
-    """The reference's record, trained by this worker and its peers if need be."""
+def finetune_policy_at(place: Place, job: FinetuneJob, *, tell: Tell) -> None:
+    """As `finetune_policy`, by this process alone; the sweep's folder is `place` on its machine."""
+    with attempt_begun(place, RANDOM) as store:
+        finetune_policy(dataclasses.replace(job, sweep_folder=store.folder), rank=0, tell=tell)
+
+
+def make_reference(
+    science: Science,
+    config: BenchConfig,
+    *,
+    store: Place,
+    threads: int,
+    tell: Tell,
+    rank: int = 0,
+    barrier: Callable[[], None] = alone,
+) -> ReferenceRecord:
+    """The reference's record, trained by this worker and its peers if need be; `barrier` waits for these."""
     use_threads(threads)
 
     def report(epoch: EpochReport) -> None:
         tell(_numbers(epoch))
 
-    return science.ensure_reference(config, report, store=store)
+    with patient(), reference_carried(store.here, config.reference_key, rank=rank, barrier=barrier):
+        return science.ensure_reference(config, report, store=store.here)

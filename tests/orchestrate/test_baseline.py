@@ -17,9 +17,8 @@ from dashboards.gallery import section
 from service.baseline import Baseline, attribution_of, checkpoint_of, policy_of
 from service.orchestrate.baseline import baseline_is_due, make_baseline
 from service.orchestrate.sweep import SweepOutcome, run_sweep
-from service.orchestrate.worker import now_ms
 from service.progress import Progress
-from service.records import SweepStore
+from service.records import SweepStore, now_ms
 from service.spec import SweepSpec, load_spec
 from service.sweeps import open_sweep
 from service.view import read_view

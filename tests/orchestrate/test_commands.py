@@ -302,7 +302,7 @@ def test_a_tracking_server_that_goes_away_holds_nothing_up_and_sync_catches_up(b
         wait_for(lambda: epochs_told(store, "t0000") >= 1)
         end(server)
         output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    assert process.returncode == 4, output
     assert "2/2 done" in output
     assert "The tracking record is behind (" in output
     assert "sync s --storage st" in output

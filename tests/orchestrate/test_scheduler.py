@@ -392,7 +392,7 @@ def test_a_trial_that_tune_gives_up_gets_a_result_with_its_class(
 def test_a_result_that_is_there_is_not_overwritten_by_the_loss_of_its_process(tmp_path: Path) -> None:
     sweep = Sweep.begin(spec_of(tmp_path))
     trial_id = sweep.start(0)
-    done = dataclasses.replace(sweep.store.trial(trial_id), state="done", ended_ms=9, metrics={"top1": 50.0})
+    done = dataclasses.replace(sweep.store.trial(trial_id), state="done", ended_ms=900, metrics={"top1": 50.0})
     sweep.store.finish_trial(done)
     sweep.scheduler.on_trial_error(None, TuneTrial({"trial_id": trial_id}, retries_left=False))  # type: ignore[arg-type]
     assert SweepStore(sweep.store.folder).trial(trial_id) == done

@@ -14,10 +14,9 @@ from rich.console import Console
 
 from service.orchestrate.scheduler import longest_trial
 from service.orchestrate.sweep import SweepOutcome, run_sweep
-from service.orchestrate.worker import now_ms
 from service.pareto import front
 from service.progress import Progress
-from service.records import SweepStore
+from service.records import SweepStore, now_ms
 from service.spec import SweepSpec, load_spec
 from service.sweeps import open_sweep
 

@@ -18,8 +18,9 @@ from dashboards.front import as_json, as_markdown
 from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
+from service.background_mirror import LONGEST_PAUSE_S, PAUSE_S, SHARE, BackgroundMirror, pause_s
 from service.front import find_front
-from service.mirror import LONGEST_PAUSE_S, PAUSE_S, REFRESH_S, SHARE, BackgroundMirror, Tracker, pause_s
+from service.mirror import REFRESH_S, Tracker
 from service.orchestrate.worker import settle_failure
 from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
 from service.tracking import resolve_uri
@@ -519,7 +520,7 @@ def test_a_second_parent_goes_with_its_children_and_who_wrote_there_goes_on_with
     assert everything(mirror.uri) == before
 
 
-@pytest.mark.parametrize("over_a_server", [False, True])
+@pytest.mark.parametrize("over_a_server", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_variables_that_name_a_run_elsewhere_redirect_nothing(
     store: SweepStore,
     tmp_path: Path,

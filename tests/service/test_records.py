@@ -210,3 +210,15 @@ def test_lines_that_tell_of_no_epoch_are_no_history(store: SweepStore) -> None:
     (store.trial_folder("t0000") / "history.jsonl").write_text('{"time_ms": 1, "seconds": 2.0}\n{"a": 3}\n{"b')
     assert store.history("t0000") == []
     assert store.spent_hours("t0000") == 0
+
+
+def test_a_clock_that_is_set_back_leaves_times_in_order_and_loses_no_hours(store: SweepStore) -> None:
+    noon, hour = 1_760_000_000_000, 3_600_000
+    begun = begin(store, now_ms=noon)
+    for number, now_ms in enumerate((noon + 1000, noon - hour, noon + 5 * hour, noon + 10), start=1):
+        store.append_epoch("t0000", epoch(number), seconds=36.0, now_ms=now_ms)
+    times = [line["time_ms"] for line in store.history("t0000")]
+    assert times == [noon + 1000, noon + 1000, noon + 5 * hour, noon + 5 * hour]
+    ended = store.finish_trial(replace(begun, state="done", ended_ms=noon - 2 * hour))
+    assert ended.ended_ms == noon + 5 * hour
+    assert store.spent_hours("t0000") == pytest.approx(0.04)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from service.combinations import budgets, combinations, references
-from service.settings import ScheduleConfig, next_launches
+from service.schedule import ScheduleConfig, next_launches
 from service.space import is_active, points
 from service.spec import SweepSpec, differences, load_spec
 from trainables.errors import ConfigError, SpecError

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.cli import main
 from service.spec import SweepSpec, load_spec
 from service.yaml_source import parse_yaml, write_yaml
 from trainables.errors import SpecError
@@ -322,3 +324,57 @@ def test_what_is_written_reads_as_the_same(content: dict[str, object]) -> None:
     source = parse_yaml(write_yaml(content), "s.yaml")
     source.raise_problems()
     assert repr(source.content) == repr(content)
+
+
+class TestTheEnvironmentsPlaceToRecord:
+    """BITFRONT_TRACKING_URI, as a deployment sets it for whatever is launched there."""
+
+    @pytest.fixture(autouse=True)
+    def deployed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BITFRONT_TRACKING_URI", "http://mlflow:5000")
+
+    def test_it_is_that_of_a_sweep_that_gives_none_and_is_kept_with_it(self, child: Path) -> None:
+        spec = load_spec(child, to_launch=True)
+        assert spec.tracking.uri == "http://mlflow:5000"
+        kept = reread(spec, child.parent)
+        assert kept.tracking == spec.tracking
+        assert kept.identity == load_spec(child).identity
+        assert "BITFRONT_TRACKING_URI" in spec.text.splitlines()[0]
+
+    def test_a_sweep_that_is_stored_stays_where_it_is_recorded(self, child: Path) -> None:
+        assert load_spec(child).tracking.uri == ""
+
+    @pytest.mark.parametrize("given", ["http://other:5000", ""])
+    def test_what_the_sweep_its_base_or_the_command_line_says_comes_first(self, child: Path, given: str) -> None:
+        below = child.with_name("below.yaml")
+        assert load_spec(child, [f"tracking.uri='{given}'"], to_launch=True).tracking.uri == given
+        below.write_text(BASE + f"tracking: {{uri: '{given}'}}\n")
+        assert load_spec(child, to_launch=True).tracking.uri == given
+        below.write_text(BASE + "tracking: {experiment: nights}\n")
+        spec = load_spec(child, to_launch=True)
+        assert (spec.tracking.uri, spec.tracking.experiment) == ("http://mlflow:5000", "nights")
+
+    def test_a_smoke_run_may_have_another(self, child: Path) -> None:
+        below = child.with_name("below.yaml")
+        below.write_text(BASE + "smoke: {trials: 2}\n")
+        assert load_spec(child, smoke=True, to_launch=True).tracking.uri == "http://mlflow:5000"
+        below.write_text(BASE + "smoke: {trials: 2, tracking: {uri: 'http://trial:5000'}}\n")
+        assert load_spec(child, smoke=True, to_launch=True).tracking.uri == "http://trial:5000"
+        assert load_spec(child, to_launch=True).tracking.uri == "http://mlflow:5000"
+
+    def test_a_password_in_it_is_refused(self, child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BITFRONT_TRACKING_URI", "postgresql://u:hunter22@db/mlflow")
+        with pytest.raises(SpecError, match=r"BITFRONT_TRACKING_URI: .* a password in it would be stored") as caught:
+            load_spec(child, to_launch=True)
+        assert "hunter" not in str(caught.value)
+
+    def test_commands_that_launch_take_it(self, child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BITFRONT_TRACKING_URI", "gopher://mlflow:5000")
+        for command in ("run", "check", "plan"):
+            done = CliRunner().invoke(main, [command, str(child)])
+            assert done.exit_code == 2, command
+            assert "gopher" in done.stderr, command
+        sent = []
+        monkeypatch.setattr("service.orchestrate.jobs.submit_sweep", lambda spec, _: sent.append(spec) or "job")
+        CliRunner().invoke(main, ["submit", str(child), "--address", "http://head:8265"], catch_exceptions=False)
+        assert [spec.tracking.uri for spec in sent] == ["gopher://mlflow:5000"]

@@ -153,6 +153,28 @@ def test_what_an_attempt_that_was_cut_off_has_spent_counts(tmp_path: Path) -> No
     assert spent_hours(store) == 0.75
 
 
+def test_the_sweeps_own_record_is_not_read_again_for_each_of_its_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads(trials: int) -> int:
+        store = create(tmp_path / str(trials), total_trials=trials)
+        for _ in range(trials):
+            add(store, "done", seconds=36.0, metrics=metrics(90.0, 0.02))
+        counted: list[str] = []
+        read = Path.read_text
+
+        def counting(path: Path, *args: Any, **kwargs: Any) -> str:
+            counted.append(path.name)
+            return read(path, *args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", counting)
+            assert standing(SweepStore(store.folder)).device_hours == pytest.approx(0.02 * trials)
+        return counted.count("sweep.json")
+
+    assert reads(12) == reads(2)
+
+
 def test_json_has_everything_and_comes_back(store: SweepStore) -> None:
     found = standing(store)
     text = json.dumps(as_json(found), allow_nan=False)
