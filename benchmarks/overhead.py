@@ -24,9 +24,8 @@ from rich.console import Console
 
 from service.front import find_front
 from service.orchestrate.sweep import run_sweep
-from service.orchestrate.worker import now_ms
 from service.progress import Progress
-from service.records import SweepRecord, TrialRecord
+from service.records import SweepRecord, TrialRecord, now_ms
 from service.spec import load_spec
 from service.sweeps import open_sweep
 from trainables.api import EpochReport, ReferenceRecord, Report, TrialResult
