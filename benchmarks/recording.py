@@ -34,9 +34,10 @@ from mlflow.tracking import MlflowClient
 
 from dashboards.bits import draw_bits
 from dashboards.front import as_json, as_markdown
+from service.files import write_json, write_text
 from service.front import find_front
 from service.mirror import Tracker
-from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
+from service.records import SweepRecord, SweepStore, TrialRecord
 from service.run_facts import trial_tags
 from service.tracking import connect
 from trainables.api import EpochReport

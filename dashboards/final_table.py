@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dashboards.policies import NONE, fitted, new_table
+from service.files import write_text
 from service.final_table import SEARCH_ACCURACY, FinalRow, FinalTable, final_table
 from service.pareto import METRICS
-from service.records import SweepStore, write_text
+from service.records import SweepStore
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -10,8 +10,8 @@ from pathlib import Path
 from dashboards.page_shell import Figure, Section, document, figure_place
 from dashboards.tables import Cell, facts, number, short, table
 from dashboards.trend_figures import LOOKS, metric_names, night_name, trend_figure
+from service.files import write_text
 from service.nightly_report import REPORT_FILE, ClaimFinding, NightReport, SweepReport, read_report
-from service.records import write_text
 from trainables.errors import StorageError
 
 PAGE_FILE = "trend.html"

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.records import CHECKPOINT_FILE, POLICY_FILE, write_json
+from service.files import write_json
+from service.records import CHECKPOINT_FILE, POLICY_FILE
 from trainables.errors import StorageError
 from trainables.report import checkpoint_files
 from trainables.samples import ATTRIBUTION_FILE

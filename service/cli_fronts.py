@@ -110,9 +110,9 @@ def table(
     SWEEP is a name in the storage, or a sweep's folder. The sweep may be running or stopped, and have one method alone.
     """
     from dashboards import method_table as shown
+    from service.files import write_text
     from service.method_table import method_table
     from service.policies import check_output
-    from service.records import write_text
     from service.selection import read_views
 
     if as_markdown + as_csv + as_json > 1:
@@ -196,7 +196,7 @@ def _check_page(page: Path | None, *, force: bool) -> None:
 
 def _write_page(page: Path, views: Sequence[SweepView], labels: Sequence[str]) -> None:
     from dashboards.page import compare_page, linked_as, sweep_page
-    from service.records import write_text
+    from service.files import write_text
 
     if len(views) > 1:
         write_text(page, compare_page(views, labels=labels))

@@ -66,8 +66,8 @@ def export(
     """
     from service import export_report
     from service.exporting import network_at, network_or_policy
+    from service.files import write_text
     from service.policies import check_output
-    from service.records import write_text
     from trainables.export import api
 
     check_output(output, force=force, example=f"network.{kind}")

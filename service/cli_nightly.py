@@ -76,6 +76,7 @@ def run(
         raise click.UsageError("Nothing to run: give a folder of sweeps, sweeps, or a --night to go on with.")
     from service.night_launch import Here, Submitted
     from service.nightly import begin, check_files, run_night, sweep_files, tonight
+    from service.records import now_ms
 
     files = sweep_files(paths)
     check_files(files)

@@ -146,8 +146,8 @@ def set_(name: str, assignments: tuple[str, ...], storage: Path, output: Path, f
     activation keep the same bits for it.
     """
     from dashboards.policies import difference
+    from service.files import write_text
     from service.policies import check_output, edited, find_policy, parse_assignment
-    from service.records import write_text
 
     check_output(output, force=force)
     record = find_policy(name, storage).record
@@ -240,8 +240,8 @@ def solve(
     Nothing is trained. The storage has what the search of every finished trial ended with; --indicators takes learned
     importance indicators from a file instead, and needs no sweep. With --points the whole trade-off is shown.
     """
+    from service.files import write_text
     from service.policies import check_output
-    from service.records import write_text
 
     budget = with_weight_compression(budget, weight_compression)
     if not budget.limits and not points:

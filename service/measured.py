@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.files import write_json
 from service.nightly_report import read_as
-from service.records import write_json
 from trainables.errors import StorageError
 
 MEASURED_FILE = "measured.json"

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dashboards.note import as_note
+from service.files import write_text
 from service.final_table import final_table
 from service.front import Front
 from service.note_blocks import block_of, with_block
-from service.records import SweepRecord, SweepStore, TrialRecord, write_text
+from service.records import SweepRecord, SweepStore, TrialRecord
 from service.run_facts import ENDED_TAG, NOTE_TAG, Course, MetricPoint, datasets, sweep_tags
 from service.run_writer import KnownRun, RunWriter
 from service.tracking import server_address

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import driver
+from service.files import write_json
 from service.nightly_baseline import Outcome
 from service.nightly_report import FORMAT, REPORT_FILE, NightReport, SweepReport, read_as, read_report
-from service.records import write_json
 from service.working_copy import copied_in
 from trainables.errors import ConfigError, StorageError
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dashboards.nightly_report import as_markdown
 from service.expectations import BASELINE_ENDING, EXPECT_ENDING, load_expectations
+from service.files import write_text
 from service.measured import read_measured
 from service.night_folder import LOG_FILE, SPEC_FILE, Night, NightFolder, Planned, nights
 from service.night_launch import Launch
@@ -28,7 +29,7 @@ from service.nightly_baseline import (
     save_baseline,
 )
 from service.nightly_report import MARKDOWN_FILE, REPORT_FILE, Commit, NightReport, SweepReport, save_report, worst
-from service.records import SweepStore, now_ms, write_text
+from service.records import SweepStore, now_ms
 from service.redaction import traceback_of, without_credentials
 from service.revision import commits_between, revision, version
 from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.files import write_json
 from service.hypervolume import Box
 from service.nightly_report import Setting, read_as
 from service.pareto import check_objectives, feasible, parse_constraint
-from service.records import State, TrialRecord, write_json
+from service.records import State, TrialRecord
 from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec
 from trainables.errors import BitfrontError, StorageError
 

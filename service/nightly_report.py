@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from service.records import write_json
+from service.files import write_json
 from service.validate import build
 from trainables.errors import ConfigError, StorageError
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.records import write_json
+from service.files import write_json
 from trainables.errors import StorageError
 
 MODEL_FOLDER = "model"

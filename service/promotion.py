@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from service import driver
+from service.files import write_text
 from service.front import Front, find_front
 from service.promoted import Source, promoted_id, save_sources, sources_of
 from service.promotion_rules import select
-from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord, write_text
+from service.records import POLICY_FILE, SweepRecord, SweepStore, TrialRecord
 from service.revision import revision, version
 from service.rules import Gates, Rule
 from service.spec import differences

@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
-import os
 import re
 import shutil
 import time
@@ -38,6 +36,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from service import lease
+from service.files import append, append_line, printable, read_lines, write_json, write_once, write_text
 from service.marks import SWEEP, TRIALS
 from service.replica import ReplacedError, Replica, replica_of
 from trainables.choices import Choices
@@ -347,12 +346,12 @@ class SweepStore:
             return
         time_ms = max([now_ms, *(line["time_ms"] for line in known[-1:])])
         content = {"time_ms": time_ms, "seconds": seconds, **dataclasses.asdict(epoch)}
-        _append_line(self.trial_folder(trial_id) / "history.jsonl", content)
+        append_line(self.trial_folder(trial_id) / "history.jsonl", content)
 
     @_patient
     def append_rung(self, rung: RungRecord) -> None:
         """Notes what was decided at a rung of early stopping, and by what, or that a trial came to nothing."""
-        _append_line(self.folder / "rungs.jsonl", dataclasses.asdict(rung))
+        append_line(self.folder / "rungs.jsonl", dataclasses.asdict(rung))
 
     @_patient
     def rungs(self) -> list[RungRecord]:
@@ -360,7 +359,7 @@ class SweepStore:
         names = {f.name for f in dataclasses.fields(RungRecord)}
         return [
             RungRecord(**{name: value for name, value in line.items() if name in names})
-            for line in _read_lines(self.folder / "rungs.jsonl")
+            for line in read_lines(self.folder / "rungs.jsonl")
             if line.keys() >= {"trial_id", "epoch", "stage", "values"}
         ]
 
@@ -454,7 +453,7 @@ class SweepStore:
     @_patient
     def history(self, trial_id: str) -> list[dict[str, Any]]:
         """The trial's epochs: time_ms, seconds, stage, epoch, epochs, metrics. What a crash has torn does not count."""
-        lines = _read_lines(self.trial_folder(trial_id) / "history.jsonl")
+        lines = read_lines(self.trial_folder(trial_id) / "history.jsonl")
         return [line for line in lines if line.keys() >= _EPOCH_KEYS]
 
     def stage_hours(self, trial_id: str) -> dict[str, float]:
@@ -480,87 +479,12 @@ class SweepStore:
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
-        _append(self.folder / "log.txt", line.encode("utf-8", "backslashreplace"))
+        append(self.folder / "log.txt", line.encode("utf-8", "backslashreplace"))
 
 
 def now_ms() -> int:
     """Unix time, milliseconds, as records have it."""
     return time.time_ns() // 1_000_000
-
-
-def _append_line(path: Path, content: Mapping[str, Any]) -> None:
-    _append(path, f"{json.dumps(content, allow_nan=False)}\n".encode())
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Adds a line, whole or not at all: what a full disk took of it is taken away again."""
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        # A line that a crash cut off must not run into this one.
-        torn = size and not _ends_a_line(path)
-        content = b"\n" + line if torn else line
-        try:
-            if file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            raise
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    found = []
-    try:
-        # At once: histories are read by the thousand.
-        found = json.loads(f"[{','.join(lines)}]")
-    except (ValueError, RecursionError):
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
-    return [line for line in found if isinstance(line, dict)]
-
-
-def printable(text: str) -> str:
-    """The text with what no encoding has, such as a file name's undecodable bytes, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all, and survives a power cut."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-
-
-def write_once(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes as `write_json`, unless the file is there: of several writers the first one's is kept."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    write_json(unfinished, content)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object of finite numbers, strings and the like."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _as_today(content: dict[str, Any]) -> dict[str, Any]:

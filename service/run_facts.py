@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from service.files import printable
 from service.front import accuracy_of
 from service.pareto import check_objectives, feasible, losses, parse_constraint
 from service.promoted import Source
-from service.records import STATES, State, SweepRecord, TrialRecord, printable
+from service.records import STATES, State, SweepRecord, TrialRecord
 from trainables.model_files import ModelCard
 
 SWEEP_TAG, TRIAL_TAG = "bitfront.sweep", "bitfront.trial"

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.records import write_json, write_once
+from service.files import write_json, write_once
 from service.schedule import ScheduleConfig
 from service.schedule_due import Launched
 

@@ -14,13 +14,14 @@ import ray
 
 from service import driver
 from service.baseline import Baseline, baseline_folder, policy_of
+from service.files import write_text
 from service.front import find_front
 from service.marks import RANDOM
 from service.orchestrate.failures import unwrapped
 from service.orchestrate.reference import StoppedError, awaited, silent, task_options
 from service.orchestrate.worker import FinetuneJob, Science, finetune_policy_at
 from service.progress import Progress
-from service.records import SweepStore, TrialRecord, write_text
+from service.records import SweepStore, TrialRecord
 from service.redaction import traceback_of, without_credentials
 from service.settings import parse_duration
 from service.spec import SweepSpec

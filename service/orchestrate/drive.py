@@ -19,6 +19,7 @@ from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
 from service.background_mirror import BackgroundMirror
+from service.files import write_json, write_text
 from service.front import Front, find_front
 from service.launched import Launched
 from service.mirror import Tracker
@@ -28,7 +29,7 @@ from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper
 from service.orchestrate.reference import StoppedError
 from service.progress import Progress
-from service.records import SweepStore, now_ms, write_json, write_text
+from service.records import SweepStore, now_ms
 from service.redaction import traceback_of
 from service.tracking import first_line, resolve_uri
 from service.view import read_view

@@ -18,12 +18,11 @@ from service.orchestrate.worker import (
     PromotedJob,
     Science,
     SupersededError,
-    now_ms,
     run_trial,
     settle_failure,
 )
 from service.progress import Progress
-from service.records import SweepStore
+from service.records import SweepStore, now_ms
 from service.template import Template
 from service.tracking import resolve_uri
 from service.working_copy import Place

@@ -12,12 +12,13 @@ from typing import Any
 import ray
 
 from service import driver
+from service.files import write_text
 from service.launched import Launched
 from service.orchestrate.carrier import share_reference
 from service.orchestrate.failures import failure_of, unwrapped
 from service.orchestrate.worker import Science, make_reference
 from service.progress import Progress
-from service.records import SweepStore, write_text
+from service.records import SweepStore
 from service.redaction import traceback_of
 from service.working_copy import Place
 from trainables.api import ReferenceRecord

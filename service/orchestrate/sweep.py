@@ -37,12 +37,11 @@ from service.orchestrate.worker import (
     Science,
     SupersededError,
     TrialJob,
-    now_ms,
     run_trial,
     settle_failure,
 )
 from service.progress import Progress
-from service.records import SweepStore, TrialRecord
+from service.records import SweepStore, TrialRecord, now_ms
 from service.spec import SweepSpec
 from service.sweeps import TUNE_FOLDER
 from service.working_copy import Place

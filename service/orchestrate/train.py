@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.baseline import Baseline
+from service.files import write_text
 from service.launched import Launched
 from service.marks import RANDOM
 from service.orchestrate.carrier import attempt_begun, share_reference, trial_group
@@ -25,7 +26,7 @@ from service.orchestrate.worker import (
     run_trial,
     settle_failure,
 )
-from service.records import SweepStore, TrialRecord, write_text
+from service.records import SweepStore, TrialRecord
 from service.sweeps import TRAIN_FOLDER
 from service.working_copy import Place
 from trainables.api import ReferenceRecord

@@ -19,10 +19,11 @@ from dashboards.front_picture import draw_front
 from dashboards.page import sweep_page
 from service import driver
 from service.background_mirror import LONGEST_PAUSE_S, PAUSE_S, SHARE, BackgroundMirror, pause_s
+from service.files import write_json, write_text
 from service.front import find_front
 from service.mirror import REFRESH_S, Tracker
 from service.orchestrate.worker import settle_failure
-from service.records import SweepRecord, SweepStore, TrialRecord, write_json, write_text
+from service.records import SweepRecord, SweepStore, TrialRecord
 from service.tracking import resolve_uri
 from service.view import read_view
 from trainables.errors import TrackingError

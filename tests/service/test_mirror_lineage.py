@@ -11,11 +11,12 @@ from mlflow.tracking import MlflowClient
 
 from dashboards.final_table import write_final
 from dashboards.page import sweep_page
+from service.files import write_text
 from service.mirror import Tracker
 from service.mirror_lineage import Lineage
 from service.note_blocks import BLOCK_LENGTH, block, block_of, with_block
 from service.promoted import save_sources, sources_of
-from service.records import SweepStore, write_text
+from service.records import SweepStore
 from service.run_facts import TAG_LENGTH, finders_in, found_by
 from service.run_writer import RunWriter
 from service.tracking import resolve_uri

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from service import driver
 from service.cli import main
+from service.files import write_json
 from service.night_folder import NightFolder, nights
 from service.nightly import Launch, begin, check_files, make_move, plan_move, run_night, sweep_files
 from service.nightly_baseline import Outcome, read_baseline
 from service.nightly_report import NightReport, read_report
-from service.records import SweepStore, write_json
+from service.records import SweepStore
 from service.revision import commits_between, revision
 from service.spec import SweepSpec
 from service.sweeps import open_sweep

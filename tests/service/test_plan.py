@@ -9,6 +9,7 @@ import pytest
 
 from service.combinations import combinations, references, typical_config
 from service.estimate import estimates_of, recorded_hours
+from service.files import write_json
 from service.plan import (
     Estimate,
     Plan,
@@ -19,7 +20,7 @@ from service.plan import (
 )
 from service.plan_report import as_json, as_text
 from service.preflight import survey_all
-from service.records import SweepRecord, SweepStore, TrialRecord, write_json
+from service.records import SweepRecord, SweepStore, TrialRecord
 from service.settings import ResourcesConfig, StorageConfig
 from service.spec import SweepSpec, load_spec
 from trainables import api
