@@ -8,7 +8,6 @@ folder is this machine's working copy, and `service.lease` tells machines from e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service import lease
+from service.files import try_lock
 from service.object_store import patience
 from service.replica import replica_of
 from trainables.errors import StorageError
@@ -98,18 +98,10 @@ def _sign(folder: Path, descriptor: int) -> None:
 def _take(descriptor: int) -> bool:
     """Somebody who only asks whether a driver is alive holds the lock for a moment, too."""
     for _ in range(10):
-        if _try_lock(descriptor):
+        if try_lock(descriptor):
             return True
         time.sleep(0.05)
     return False
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _beat(descriptor: int, ended: threading.Event) -> None:
@@ -186,7 +178,7 @@ def _alive_here(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,9 +1,10 @@
-"""A storage's files: written whole or not at all, lines added, what a crash left of them read around."""
+"""A storage's files: written whole or not at all, lines added, what a crash left of them read around, locked."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import uuid
@@ -87,3 +88,12 @@ def write_once(path: Path, content: Mapping[str, Any]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object of finite numbers, strings and the like."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether an open file's lock could be taken at once; it is held until all copies of the descriptor are closed."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -6,7 +6,7 @@ A group is what one process at a time, wherever it is, goes on with: a trial, a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import shutil
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.files import try_lock
 from service.object_store import SINGLE_PUT, Entry
 from trainables.report import checkpoint_files
 
@@ -141,13 +142,9 @@ class Group:
         path.parent.mkdir(parents=True, exist_ok=True)
         last = time.monotonic() + wait_s
         with path.open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > last:
-                        raise
+            while not try_lock(lock.fileno()):
+                if time.monotonic() > last:
+                    raise BlockingIOError(errno.EWOULDBLOCK, "another process works on it", str(path))
                 time.sleep(POLL_S)
             yield
 

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.files import write_json, write_once
+from service.files import try_lock, write_json, write_once
 from service.schedule import ScheduleConfig
 from service.schedule_due import Launched
 
@@ -50,15 +50,13 @@ def take_lock(path: Path) -> int | None:
     """A descriptor that holds the lock, here and in processes that get it, until all have closed it; None where another
     process has the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    taken = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        taken = try_lock(descriptor)
+    finally:
+        if not taken:
+            os.close(descriptor)
+    return descriptor if taken else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,12 +164,9 @@ class Ledger:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not try_lock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
-        return False
 
     def note(self, due: datetime, now: datetime) -> bool:
         """Notes that a time is launched by this process; False where another one was first."""

@@ -1,7 +1,6 @@
 """How a night's sweeps are run: what is finished is not run again, what runs is waited for, what is killed ends all."""
 
 import contextlib
-import http.server
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import ray
 
 from service import driver, night_launch
 from service.measured import Measured, read_measured, save_measured
@@ -24,6 +22,7 @@ from service.records import SweepStore
 from service.spec import SweepSpec, load_spec
 from service.sweeps import open_sweep
 from tests.service.outcomes import SPEC
+from tests.service.ray_dashboard import Dashboard, served
 from trainables.errors import ConfigError, StorageError
 
 
@@ -126,47 +125,33 @@ def test_what_was_measured_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None
     assert read_measured(tmp_path) == Measured()
 
 
-class _Dashboard(http.server.BaseHTTPRequestHandler):
+class _Dashboard(Dashboard):
     """As Ray's answers of one job: errors first, then that it runs, until it is told to stop and a while after that."""
 
     errors: ClassVar[int] = 0
     looks_after_stop: ClassVar[int] = 0
     stopped: ClassVar[bool] = False
 
-    def do_GET(self) -> None:
+    def asked(self) -> None:
         cls = type(self)
-        if self.path.startswith("/api/version"):
-            version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "x", "session_name": "x"}
-            self._answer(200, version)
-        elif cls.errors:
+        if cls.errors:
             cls.errors -= 1
-            self._answer(500, "the head is busy")
+            self.answer(500, "the head is busy")
         else:
             ended = cls.stopped and not cls.looks_after_stop
             cls.looks_after_stop -= cls.stopped and not ended
             job = {"type": "SUBMISSION", "submission_id": "bitfront-night-1", "entrypoint": "x"}
-            self._answer(200, [{**job, "status": "STOPPED" if ended else "RUNNING"}])
+            self.answer(200, [{**job, "status": "STOPPED" if ended else "RUNNING"}])
 
     def do_POST(self) -> None:
         type(self).stopped = True
-        self._answer(200, {"stopped": True})
-
-    def _answer(self, status: int, content: object) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, {"stopped": True})
 
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(_Dashboard) as address:
+        yield address
 
 
 def test_a_dashboard_that_errs_for_a_while_decides_nothing_and_a_night_that_is_stopped_sees_its_job_end(

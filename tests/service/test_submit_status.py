@@ -1,51 +1,32 @@
 """How a command ends that waits for a job: as the sweep did, by what Ray's dashboard says of it."""
 
-import http.server
-import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import ray
 from click.testing import CliRunner
 
 from service.cli import main
+from tests.service.ray_dashboard import Dashboard, served
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 
 
-class _Dashboard(http.server.BaseHTTPRequestHandler):
+class _Dashboard(Dashboard):
     """As Ray's answers of one job."""
 
     job: ClassVar[dict[str, object]] = {}
-    version: ClassVar[dict[str, str]] = {
-        "version": "4", "ray_version": ray.__version__, "ray_commit": "x", "session_name": "x"
-    }  # fmt: skip
 
-    def do_GET(self) -> None:
-        answer: object = [self.job]
-        if self.path.startswith("/api/version"):
-            answer = self.version
-        elif self.path.endswith("/logs"):
-            answer = {"logs": "so it went\n"}
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def asked(self) -> None:
+        self.answer(200, {"logs": "so it went\n"} if self.path.endswith("/logs") else [self.job])
 
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(_Dashboard) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
