@@ -132,8 +132,14 @@ def settings_of(spec: SweepSpec) -> list[str]:
 
 def _run(command: Sequence[str], log: Path) -> int:
     """Runs a module of ours to its end; its status. Ctrl-C ends it in order before it is raised."""
-    # Linux then ends the process, should this one be killed; elsewhere it runs on, and is waited for (`Here`).
     prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)
+
+    def begun() -> None:
+        # Of a shell's background jobs, of cron's and nohup's some ignore SIGINT, and what they start would.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Linux then ends the process, should this one be killed; elsewhere it runs on, and is waited for (`Here`).
+        prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -141,7 +147,7 @@ def _run(command: Sequence[str], log: Path) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGINT),
+            preexec_fn=begun,
         )
         try:
             return process.wait()

@@ -78,10 +78,15 @@ def test_a_sweep_that_a_killed_night_left_running_is_waited_for(
     assert not (tmp_path / "log").exists()
 
 
-def test_what_was_launched_ends_with_the_night_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["heeds", "ignores"])
+def test_what_was_launched_ends_with_the_night_that_is_killed(tmp_path: Path, interrupts: signal.Handlers) -> None:
+    """Also where SIGINT is ignored, as it is by what a script's shell runs in the background."""
     code = "from pathlib import Path; from service.night_launch import _run; _run(['http.server', '0'], Path('log'))"
     night = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )
     children = Path(f"/proc/{night.pid}/task/{night.pid}/children")
     last = time.monotonic() + 60
@@ -90,6 +95,7 @@ def test_what_was_launched_ends_with_the_night_that_is_killed(tmp_path: Path) ->
         time.sleep(0.02)
     (child,) = map(int, children.read_text().split())
     while "\0-m\0" not in Path(f"/proc/{child}/cmdline").read_text():  # until then it is a copy of the night
+        assert time.monotonic() < last
         time.sleep(0.02)
     night.kill()
     night.wait()
