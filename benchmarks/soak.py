@@ -1,9 +1,10 @@
 """Whether a driver's memory stays flat: minutes of a sweep whose trials come and go, its resident memory each second.
 
     python benchmarks/soak.py [--minutes 10] [--concurrency 2] [--out benchmarks/soak]
+    python benchmarks/soak.py --epochs 4 --epoch-s 0.05 --out benchmarks/soak/rush
 
-Trials compute nothing and report so many epochs, as in `load.py`; the sweep has more of them than fit in the time, and
-is stopped as `bitfront stop` does it. What a driver must remember of a trial, that it has been, grows with the trials:
+Trials compute nothing, as in `load.py`; they report 20 epochs in 5 s, as fast as real ones can be, or rush. The sweep has
+more of them than fit in the time, and is stopped as `bitfront stop` does it. What a driver must remember of a trial, that it has been, grows with the trials:
 the slope is told per minute and per thousand trials. Without the first fifth of the time, in which processes start and
 caches fill, memory is fitted by least squares,
 
@@ -210,8 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--concurrency", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--epoch-s", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epoch-s", type=float, default=0.25)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "soak")
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
