@@ -5,8 +5,8 @@
 
 Trials compute nothing, as in `load.py`; they report 20 epochs in 5 s, as fast as real ones can be, or rush. The sweep
 has more of them than fit in the time, and is stopped as `bitfront stop` does it. What a driver must remember of a
-trial, that it has been, grows with the trials: the slope is told per minute and per thousand trials. Without the first fifth of the time, in which processes start and
-caches fill, memory is fitted by least squares,
+trial, that it has been, grows with the trials: the slope is told per minute and per thousand trials. Without the
+first fifth of the time, in which processes start and caches fill, memory is fitted by least squares,
 
     RSS(t) = a + b t + e,    s_b = √(Σe²/(n − 2) / Σ(t − t̄)²) · √((1 + ρ)/(1 − ρ)),
 
