@@ -53,6 +53,8 @@ STAGES: tuple[Stage, ...] = ("search", "finetune")
 Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "timed out", "pre-empted", "error"]
 """Why a trial failed (or diverged: `nan`)."""
 REFERENCES = "references"
+SWEEP_FILE = "sweep.json"
+"""A folder with it is a sweep's."""
 CHECKPOINT_FILE = "checkpoint.pt"
 POLICY_FILE = "policy.json"
 CHOICES_FILE = "choices.json"
@@ -176,7 +178,7 @@ def _patient(
 
     @functools.wraps(method)
     def waiting(store: SweepStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return patiently(lambda: method(store, *args, **kwargs), store.folder)
+        return patiently(lambda: method(store, *args, **kwargs), store.folder, SWEEP_FILE)
 
     return waiting
 
@@ -263,12 +265,12 @@ class SweepStore:
     @_patient
     def sweep(self) -> SweepRecord:
         """The sweep's own record."""
-        return _read_record(SweepRecord, self.folder / "sweep.json", _as_today)
+        return _read_record(SweepRecord, self.folder / SWEEP_FILE, _as_today)
 
     @_patient
     def save_sweep(self, sweep: SweepRecord) -> None:
         """Replaces the sweep's own record."""
-        write_json(self.folder / "sweep.json", dataclasses.asdict(sweep))
+        write_json(self.folder / SWEEP_FILE, dataclasses.asdict(sweep))
 
     def trial_folder(self, trial_id: str) -> Path:
         """The trial's folder; an id that could leave the sweep's folder is refused."""

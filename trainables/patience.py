@@ -94,8 +94,11 @@ def wait_s() -> float:
     return found
 
 
-def trouble_of(error: BaseException, folder: Path) -> str:
-    """What is wrong with the storage of `folder`, with the fix; empty where the error is of another kind."""
+def trouble_of(error: BaseException, folder: Path, landmark: str = "") -> str:
+    """What is wrong with the storage of `folder`, with the fix; empty where the error is of another kind.
+
+    `landmark` is a file that the folder always has: one without it was made by somebody who did not know of the other.
+    """
     number = _number(error)
     if number in _FULL:
         return f"{_FULL[number]}; make room there"
@@ -103,12 +106,12 @@ def trouble_of(error: BaseException, folder: Path) -> str:
         return "it is read-only; mount it for writing again"
     if number in _AWAY:
         return f"it does not answer ({os.strerror(number)}); bring it back"
-    if (number in _GONE or isinstance(error, StorageError)) and not folder.exists():
+    if (number in _GONE or isinstance(error, StorageError)) and not (folder / landmark).exists():
         return "it is gone; bring it back"
     return ""
 
 
-def storage_to_blame(error: Exception, folder: Path) -> StorageUnavailableError | None:
+def storage_to_blame(error: Exception, folder: Path, landmark: str = "") -> StorageUnavailableError | None:
     """As `unavailable`, of an error that anything may have raised that a trial does, not the storage's own writers.
 
     A data set's disk that cannot be read, or a server that does not answer, says nothing of the storage: that is looked
@@ -118,7 +121,7 @@ def storage_to_blame(error: Exception, folder: Path) -> StorageUnavailableError 
         is_ours = error.filename and not _is_elsewhere(error.filename, folder)
         if not is_ours and _answers(folder):
             return None
-    return unavailable(error, folder)
+    return unavailable(error, folder, landmark)
 
 
 def _answers(folder: Path) -> bool:
@@ -154,17 +157,17 @@ def _is_elsewhere(name: object, folder: Path) -> bool:
     return isinstance(name, str) and not Path(name).absolute().is_relative_to(folder.absolute().parent)
 
 
-def unavailable(error: BaseException, folder: Path) -> StorageUnavailableError | None:
+def unavailable(error: BaseException, folder: Path, landmark: str = "") -> StorageUnavailableError | None:
     """What a process ends with after this error; None where the storage is not to blame."""
     if isinstance(error, StorageUnavailableError):
         return error
-    trouble = trouble_of(error, folder)
+    trouble = trouble_of(error, folder, landmark)
     if not trouble:
         return None
     return StorageUnavailableError(f"{_place(error, folder)}: {trouble}, and resume: it goes on where it was.")
 
 
-def patiently(do: Callable[[], T], folder: Path) -> T:
+def patiently(do: Callable[[], T], folder: Path, landmark: str = "") -> T:
     """What `do` returns, called again while the storage of `folder` cannot be used: it must bear that.
 
     Raises StorageUnavailableError once that has lasted for `wait_s`; where nobody is `patient`, what `do` raises.
@@ -176,7 +179,7 @@ def patiently(do: Callable[[], T], folder: Path) -> T:
         except (OSError, StorageError) as error:
             if not _patience.holders or isinstance(error, StorageUnavailableError):
                 raise
-            end = unavailable(error, folder)
+            end = unavailable(error, folder, landmark)
             if end is None:
                 raise
             if not last:

@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from dashboards.final_table import write_final
 from dashboards.front import as_json, as_markdown
@@ -31,6 +33,7 @@ from service.orchestrate.reference import StoppedError
 from service.progress import Progress
 from service.records import SweepStore, now_ms
 from service.redaction import traceback_of
+from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import first_line, resolve_uri
 from service.view import read_view
 from trainables.errors import BitfrontError
@@ -97,6 +100,7 @@ def drive(
             if end != STOPPED or isinstance(error, BitfrontError):
                 raise
         finally:
+            _clear_ghost(store.folder)
             try:
                 # What goes wrong after the last trial does not undo it.
                 end = FINISHED if store.sweep().end == FINISHED else end
@@ -105,6 +109,14 @@ def drive(
             finally:
                 error_in_mirror = mirror.close()
         return SweepOutcome(store, found, end, error_in_mirror)
+
+
+def _clear_ghost(folder: Path) -> None:
+    """Ray Tune makes its folder anew where the storage is gone: it would be in the way of the one that comes back."""
+    with contextlib.suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        if names and names <= {TUNE_FOLDER, TRAIN_FOLDER}:
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from service.pareto import METRICS
-from service.records import SweepStore, TrialRecord
+from service.records import SWEEP_FILE, SweepStore, TrialRecord
 from service.space import Domain, Scalar, fit, is_active, points, suggest, unit_point
 from service.spec import SweepSpec
 from trainables.errors import ConfigError, StorageError
@@ -243,8 +243,8 @@ class _Journal(JournalFileBackend):  # type: ignore[misc]  # Optuna's is not typ
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """As Optuna does it; lines that may not all have been kept are taken away again."""
-        size = patiently(lambda: self._path.stat().st_size, self._folder)
-        patiently(lambda: self._append(logs, size), self._folder)
+        size = patiently(lambda: self._path.stat().st_size, self._folder, SWEEP_FILE)
+        patiently(lambda: self._append(logs, size), self._folder, SWEEP_FILE)
 
     def _append(self, logs: list[dict[str, Any]], size: int) -> None:
         # What an attempt before has left where not even that could be taken away.
@@ -262,7 +262,7 @@ class _Journal(JournalFileBackend):  # type: ignore[misc]  # Optuna's is not typ
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """As Optuna does it, all at once."""
-        found = patiently(lambda: list(super(_Journal, self).read_logs(log_number_from)), self._folder)
+        found = patiently(lambda: list(super(_Journal, self).read_logs(log_number_from)), self._folder, SWEEP_FILE)
         yield from found
 
 

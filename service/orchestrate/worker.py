@@ -24,7 +24,7 @@ from service.orchestrate.carrier import (
 )
 from service.orchestrate.failures import failure_of, message_of
 from service.promoted import model_folder
-from service.records import SweepStore, TrialRecord, now_ms
+from service.records import SWEEP_FILE, SweepStore, TrialRecord, now_ms
 from service.redaction import traceback_of
 from service.replica import ReplacedError
 from service.working_copy import Place
@@ -199,7 +199,7 @@ def settle_failure(store: SweepStore, begun: TrialRecord, error: Exception) -> T
     An attempt that is over, or that another one has followed, has nothing to say any more. Raises
     StorageUnavailableError where the storage is to blame: the trial has not failed, and goes on when that is mended.
     """
-    storage_error = storage_to_blame(error, store.folder)
+    storage_error = storage_to_blame(error, store.folder, SWEEP_FILE)
     if storage_error is not None:
         raise storage_error from None
     standing = store.trial(begun.trial_id)

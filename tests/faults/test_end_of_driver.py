@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from service import driver
 from service.orchestrate.drive import _stopped_by_sigterm, drive
 from service.records import SweepRecord, SweepStore
+from service.settings import TrackingConfig
 from trainables.errors import StorageUnavailableError
 from trainables.patience import WAIT_VARIABLE, patient
 
@@ -66,3 +68,22 @@ def test_a_driver_that_begins_on_a_full_disk_waits_for_room(volume: Volume, monk
     threading.Timer(0.5, volume.free).start()
     with patient(), driver.hold(store.folder):
         assert f'"pid": {os.getpid()}}}' in (store.folder / "driver.lock").read_text()
+
+
+def test_what_ray_tune_makes_where_the_storage_is_gone_is_not_taken_for_it_and_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WAIT_VARIABLE, "0")
+    store = SweepStore.create(tmp_path / "st", SWEEP, spec_text="name: s\n")
+    launched = SimpleNamespace(tracking=TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+
+    def lose() -> None:
+        store.folder.rename(tmp_path / "away")
+        (store.folder / "tune" / "t0000").mkdir(parents=True)
+        (store.folder / "tune" / "t0000" / "result.json").touch()
+        store.sweep()
+
+    with pytest.raises(StorageUnavailableError, match=r"st/s: it is gone; bring it back, and resume"):
+        drive(launched, store, nothing, lose, address="")  # type: ignore[arg-type]
+    (tmp_path / "away").rename(store.folder)
+    assert store.sweep().name == "s"
