@@ -34,11 +34,8 @@ def missing(told: str, documented: list[str]) -> list[str]:
 
 def commands(block: str) -> list[tuple[str, list[str]]]:
     """Each command of a console block, with the lines of its output that have words and are the same everywhere."""
-    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-    return [
-        (lines[0], [line for line in lines[1:] if words(line) and not RANGE.match(line)])
-        for lines in (part.split("\n") for part in parts)
-    ]
+    parts = [part.split("\n") for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(lines[0], [line for line in lines[1:] if words(line) and not RANGE.match(line)]) for lines in parts]
 
 
 def test_what_a_page_says_is_missed_where_it_is_not_printed() -> None:
