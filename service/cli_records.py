@@ -91,13 +91,14 @@ def logs(name: str, trial: str, storage: Path, address: str, follow: bool) -> No
             click.echo(text, nl=False)
         return
     from service import driver
+    from service.records import LOG_FILE
     from service.sweeps import find_sweep, refresh
 
     store = find_sweep(storage.absolute(), name)
     if trial:
         _print_trial(store.folder, trial)
         return
-    path, shown = store.folder / "log.txt", 0
+    path, shown = store.folder / LOG_FILE, 0
     while True:
         alive = driver.alive(store.folder)
         text = path.read_text() if path.exists() else ""

@@ -55,6 +55,7 @@ Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "time
 REFERENCES = "references"
 SWEEP_FILE = "sweep.json"
 """A folder with it is a sweep's."""
+LOG_FILE = "log.txt"
 CHECKPOINT_FILE = "checkpoint.pt"
 POLICY_FILE = "policy.json"
 CHOICES_FILE = "choices.json"
@@ -481,7 +482,7 @@ class SweepStore:
     def log(self, line: str) -> None:
         """Adds a line, with the time, to the sweep's log."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
-        append(self.folder / "log.txt", line.encode("utf-8", "backslashreplace"))
+        append(self.folder / LOG_FILE, line.encode("utf-8", "backslashreplace"))
 
 
 def now_ms() -> int:

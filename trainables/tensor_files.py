@@ -61,7 +61,8 @@ def replace_tensors(content: Mapping[str, Any], path: Path, *, old: Path | None 
 
     A crash leaves one of the two whole at any moment. Nothing stays beside after an error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not its parents: of a storage that is gone nothing must be made anew in its place.
+    path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         save_tensors(content, unfinished)

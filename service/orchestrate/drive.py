@@ -31,7 +31,7 @@ from service.orchestrate.gauges import exported
 from service.orchestrate.limits import STOPPED, SweepStopper
 from service.orchestrate.reference import StoppedError
 from service.progress import Progress
-from service.records import SweepStore, now_ms
+from service.records import LOG_FILE, SweepStore, now_ms
 from service.redaction import traceback_of
 from service.sweeps import TRAIN_FOLDER, TUNE_FOLDER
 from service.tracking import first_line, resolve_uri
@@ -115,7 +115,7 @@ def _clear_ghost(folder: Path) -> None:
     """Ray Tune makes its folder anew where the storage is gone: it would be in the way of the one that comes back."""
     with contextlib.suppress(OSError):
         names = {path.name for path in folder.iterdir()}
-        if names and names <= {TUNE_FOLDER, TRAIN_FOLDER}:
+        if names and names <= {TUNE_FOLDER, TRAIN_FOLDER, LOG_FILE}:
             shutil.rmtree(folder)
 
 

@@ -81,6 +81,7 @@ def test_what_ray_tune_makes_where_the_storage_is_gone_is_not_taken_for_it_and_i
         store.folder.rename(tmp_path / "away")
         (store.folder / "tune" / "t0000").mkdir(parents=True)
         (store.folder / "tune" / "t0000" / "result.json").touch()
+        store.log("what goes on")
         store.sweep()
 
     with pytest.raises(StorageUnavailableError, match=r"st/s: it is gone; bring it back, and resume"):
