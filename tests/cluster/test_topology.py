@@ -116,7 +116,13 @@ def test_a_driver_on_the_cluster_with_a_wrong_token_ends_with_what_mends_it(clus
     address = f"{cluster.hosts.address['head']}:6379"
     began = time.monotonic()
     status, output = cluster.bitfront(
-        "run", "d.yaml", "--address", address, on="head", RAY_AUTH_TOKEN="wrong0123456789abcdef"
+        "run",
+        "d.yaml",
+        "--address",
+        address,
+        on="head",
+        RAY_AUTH_TOKEN="wrong0123456789abcdef",
+        BITFRONT_TRACKING_URI="",
     )
     # What can be checked without the cluster was in order: it was about to run.
     assert status == 1, output
