@@ -50,11 +50,11 @@ from trainables.api import Report, TrialResult
 from trainables.config import TrialConfig
 
 SPEC = """\
-name: load
+name: {name}
 network: {{name: resnet8}}
 data: {{name: digits, image_size: 8}}
 reference: {{epochs: 1}}
-method: {{name: gmpq, epochs: 1}}
+method: {{name: gmpq, epochs: {epochs}}}
 finetune: {{epochs: 1}}
 space: {{method.zeta: {{loguniform: [0.05, 2.0]}}, method.eta: {{uniform: [0.0, 2.0]}}}}
 sampler: {{name: {sampler}}}
@@ -251,8 +251,8 @@ def run(folder: Path, options: argparse.Namespace) -> Outcome:
     path, gate = folder / "load.yaml", folder / "gate"
     gate.mkdir()
     path.write_text(
-        SPEC.format(trials=options.trials, concurrency=options.concurrency, storage=folder / "st",
-                    sampler=options.sampler)
+        SPEC.format(name="load", epochs=1, trials=options.trials, concurrency=options.concurrency,
+                    sampler=options.sampler, storage=folder / "st")
     )  # fmt: skip
     spec = load_spec(path)
     store = open_sweep(spec, now_ms=now_ms())

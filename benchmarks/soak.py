@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from load import MIB, Gated, Watch, start_ray
+from load import MIB, SPEC, Gated, Watch, start_ray
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -48,20 +48,6 @@ from service.sweeps import open_sweep
 from trainables.api import EpochReport, Report, TrialResult
 from trainables.config import TrialConfig
 
-SPEC = """\
-name: soak
-network: {{name: resnet8}}
-data: {{name: digits, image_size: 8}}
-reference: {{epochs: 1}}
-method: {{name: gmpq, epochs: {epochs}}}
-finetune: {{epochs: 1}}
-space: {{method.zeta: {{loguniform: [0.05, 2.0]}}, method.eta: {{uniform: [0.0, 2.0]}}}}
-sampler: {{name: random}}
-trials: 1000000
-resources: {{concurrency: {concurrency}}}
-gallery: {{images: 0, random: false}}
-storage: {{path: {storage}}}
-"""
 WARM_SHARE = 0.2
 FLAT_SHARE = 0.05
 INK, FIT = "#0072B2", "#D55E00"
@@ -191,7 +177,10 @@ def soak(folder: Path, options: argparse.Namespace) -> tuple[Watch, SweepStore, 
     """The sweep, with samples of its driver from the first trial's end on."""
     path, gate = folder / "soak.yaml", folder / "gate"
     gate.mkdir()
-    path.write_text(SPEC.format(epochs=options.epochs, concurrency=options.concurrency, storage=folder / "st"))
+    path.write_text(
+        SPEC.format(name="soak", epochs=options.epochs, trials=1_000_000, concurrency=options.concurrency,
+                    sampler="random", storage=folder / "st")
+    )  # fmt: skip
     spec = load_spec(path)
     store = open_sweep(spec, now_ms=now_ms())
     quiet = Console(file=(folder / "out.txt").open("w"))

@@ -10,7 +10,6 @@ own, below BITFRONT_CACHE or else XDG_CACHE_HOME/bitfront:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.files import write_once
 from service.object_store import is_url, parse_url
 from trainables.errors import StorageError
 
@@ -89,11 +89,7 @@ def located(path: str) -> Path:
 def _mark(root: Path, url: str) -> None:
     """Of several processes that make the copy at once the first one's name for it stays."""
     root.mkdir(parents=True, exist_ok=True)
-    unfinished = root / f"{MARKER}.{uuid.uuid4().hex[:8]}"
-    unfinished.write_text(json.dumps({"url": url, "copy_id": uuid.uuid4().hex}))
-    with contextlib.suppress(FileExistsError):
-        os.link(unfinished, root / MARKER)
-    unfinished.unlink()
+    write_once(root / MARKER, {"url": url, "copy_id": uuid.uuid4().hex})
 
 
 def copied_in(root: Path) -> Copied | None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def seen(replica: Replica, name: str = "s") -> SweepStore:
     """The sweep as a machine sees it that looks now."""
     replica.fetch_sweep(name)
     return SweepStore(replica.root / name)
+
+
+def silent_driver(store: SweepStore, monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[None]:
+    """A driver at work that tells no sign of life any more, and that others need not wait for."""
+    monkeypatch.setattr(lease, "BEAT_S", 1000.0)
+    held = driver.hold(store.folder)
+    held.__enter__()
+    monkeypatch.setattr(lease, "SILENCE_S", -5.0)
+    monkeypatch.setattr(lease, "WATCH_S", 0.01)
+    return held
 
 
 def epoch(number: int) -> EpochReport:
@@ -225,11 +236,7 @@ def test_a_second_driver_is_refused_and_named_and_a_request_to_stop_reaches_the_
 
 def test_a_silent_driver_is_followed_and_learns_of_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     store = begun(machine("one"))
-    monkeypatch.setattr(lease, "BEAT_S", 1000.0)
-    first = driver.hold(store.folder)
-    first.__enter__()
-    monkeypatch.setattr(lease, "SILENCE_S", -5.0)
-    monkeypatch.setattr(lease, "WATCH_S", 0.01)
+    first = silent_driver(store, monkeypatch)
     other = seen(machine("two"))
     with driver.hold(other.folder):
         other.log("mine")
@@ -241,11 +248,7 @@ def test_a_driver_that_was_taken_over_changes_nothing_even_before_it_knows(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = begun(machine("one"))
-    monkeypatch.setattr(lease, "BEAT_S", 1000.0)
-    first = driver.hold(store.folder)
-    first.__enter__()
-    monkeypatch.setattr(lease, "SILENCE_S", -5.0)
-    monkeypatch.setattr(lease, "WATCH_S", 0.01)
+    first = silent_driver(store, monkeypatch)
     two = machine("two")
     other = seen(two)
     with driver.hold(other.folder):

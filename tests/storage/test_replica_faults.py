@@ -23,7 +23,7 @@ from service.sweeps import find_sweep, remove
 from service.working_copy import Place
 from trainables.errors import StorageError
 
-from .test_replica import begun, done, epoch, keys, seen
+from .test_replica import begun, done, epoch, keys, seen, silent_driver
 
 Machine = Callable[[str], Replica]
 
@@ -37,11 +37,7 @@ def test_a_driver_whose_successor_has_ended_changes_nothing_either(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = begun(machine("one"))
-    monkeypatch.setattr(lease, "BEAT_S", 1000.0)
-    first = driver.hold(store.folder)
-    first.__enter__()
-    monkeypatch.setattr(lease, "SILENCE_S", -5.0)
-    monkeypatch.setattr(lease, "WATCH_S", 0.01)
+    first = silent_driver(store, monkeypatch)
     other = seen(machine("two"))
     with driver.hold(other.folder):
         other.log("mine")
