@@ -37,7 +37,7 @@ from service.run_facts import (
     trial_tags,
 )
 from service.run_writer import KnownRun, RunWriter
-from service.tracking import refusal
+from service.simultaneous import make_once
 from trainables.model_files import CARD_FILE, ModelCard
 
 if TYPE_CHECKING:
@@ -88,17 +88,17 @@ class Tracker:
         where nothing was. Raises TrackingError where MLflow refuses. What cannot be recorded of one trial does not
         keep the rest back.
         """
-        from mlflow.exceptions import MlflowException
 
-        try:
-            return self._sync(alive, closing)
-        except Exception as error:
-            # What was written before the error is read back by the next sync.
-            self._runs = None
-            self._refresh_at = -float("inf")
-            if isinstance(error, MlflowException):
-                raise refusal(self.uri, error) from None
-            raise
+        def bring_in_line() -> float | None:
+            try:
+                return self._sync(alive, closing)
+            except Exception:
+                # What was written before the error is read back by the next sync.
+                self._runs = None
+                self._refresh_at = -float("inf")
+                raise
+
+        return make_once(bring_in_line, uri=self.uri, what="records")
 
     def _sync(self, alive: bool, closing: bool) -> float | None:
         sweep, trials = self.store.sweep(), self.store.trials()
@@ -174,16 +174,17 @@ class Tracker:
         writer = RunWriter(self.uri, experiment=self.experiment, given_up=self.given_up)
         parents = writer.find(SWEEP_TAG, sweep.sweep_id)
         for run in parents[1:]:
-            for child in writer.find(PARENT_TAG, run.run_id):
-                if TRIAL_TAG in child.tags:
-                    writer.delete(child)
             writer.delete(run)
         parent = ParentRun(writer, self.store, parents[0] if parents else None)
         children: dict[str, KnownRun] = {}
-        for child in writer.find(PARENT_TAG, parent.run.run_id) if parents else []:
-            # Without the tag it is somebody else's, hung below the sweep by hand.
+        # By the sweep, not by the parent: who lost its parent to another process may have made a run below it since.
+        for child in writer.find(ID_TAG, sweep.sweep_id):
             trial_id = child.tags.get(TRIAL_TAG)
-            if trial_id is not None and children.setdefault(trial_id, child) is not child:
+            # Without that tag it is somebody else's, made by hand.
+            if trial_id is None:
+                continue
+            ours = child.tags.get(PARENT_TAG) == parent.run.run_id
+            if not ours or children.setdefault(trial_id, child) is not child:
                 writer.delete(child)
         return _Runs(writer, parent, children)
 

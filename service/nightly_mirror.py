@@ -19,8 +19,9 @@ from service.nightly_report import MARKDOWN_FILE, REPORT_FILE, VERDICTS, NightRe
 from service.records import SweepStore
 from service.run_facts import KIND_TAG, NOTE_TAG, SWEEP_TAG, TAG_LENGTH, MetricPoint
 from service.run_writer import KnownRun, RunWriter
+from service.simultaneous import make_once
 from service.sweeps import stored_tracking
-from service.tracking import check_tracking, refusal, resolve_uri, server_address
+from service.tracking import check_tracking, resolve_uri, server_address
 from trainables.errors import BitfrontError, StorageError
 
 EXPERIMENT = "bitfront-nightly"
@@ -43,19 +44,18 @@ def record(night_folder: Path, *, uri: str = "") -> str:
         night_folder: `<storage>/nightly/<night>`, with its report.
         uri: the tracking server or database; empty: that of the night's sweeps. Raises TrackingError where it refuses.
     """
-    from mlflow.exceptions import MlflowException
-
     report = read_report(night_folder / REPORT_FILE)
     if not report.ended_ms:
         return ""
     storage = night_folder.absolute().parent.parent
     place = uri or _tracking_of(report, storage)
     check_tracking(place)
-    try:
+
+    def make() -> tuple[RunWriter, KnownRun]:
         writer = RunWriter(place, experiment=EXPERIMENT)
-        run = _record(report, night_folder, writer)
-    except MlflowException as error:
-        raise refusal(place, error) from None
+        return writer, _record(report, night_folder, writer)
+
+    writer, run = make_once(make, uri=place, what="records")
     if not place.startswith(("http:", "https:")):
         return ""
     return f"{server_address(place)}/#/experiments/{writer.experiment_id}/runs/{run.run_id}"

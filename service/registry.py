@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +36,7 @@ from service.run_facts import (
     TRIAL_TAG,
 )
 from service.run_writer import KnownRun, RunWriter
+from service.simultaneous import make_once, refusals
 from service.tracking import connect, refusal, without_secrets
 from trainables.errors import ConfigError, StorageError, TrackingError, did_you_mean
 
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
-
-ATTEMPTS = 10
-"""At registering what another process registers in this moment."""
 
 VERSIONS_TAG = "mlflow.modelVersions"
 """Of a logged model: the versions that were made of it. A server writes it, the embedded database does not."""
@@ -99,7 +95,6 @@ class Registry:
 
         Raises TrackingError where MLflow refuses; what was made until then is found again.
         """
-        refusals = _refusals()
         chosen = {trial.policy_hash: trial for trial in reversed(trials)}
         contents = {trial.trial_id: content_of(self.store, trial) for trial in chosen.values()}
         if aliases and len(chosen) > 1:
@@ -115,16 +110,7 @@ class Registry:
             self._ensure_model(model)
             return [self._register(by_id[one], contents[one], model, aliases, runs) for one in order]
 
-        for attempt in range(ATTEMPTS):
-            try:
-                return make()
-            except refusals as error:
-                if not _is_taken(error):
-                    raise refusal(self.uri, error) from None
-                refused = error
-            # Another process makes the same step by step: what it has made is found the next time.
-            time.sleep(random.uniform(0, 0.1 * (attempt + 1)))
-        raise TrackingError(f"{refusal(self.uri, refused)}; another process registers the same: run it again")
+        return make_once(make, uri=self.uri, what="registers")
 
     def _finders(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
         """All trials of the sweep that found one of these trials' policies."""
@@ -341,7 +327,7 @@ def register_best(
     check_names(model, [alias] if alias else [])
     try:
         registry = Registry(store, uri=uri, experiment=experiment)
-    except _refusals() as error:
+    except refusals() as error:
         raise refusal(uri, error) from None
     best = best_by(registry.found.kept, objective, name=store.folder.name)
     (found,) = registry.register([best], model=model)
@@ -352,7 +338,7 @@ def register_best(
         if better and better != found.version:
             return replace(found, kept={alias: better})
         return replace(found, aliases={alias: registry.move(model, alias, found.version)})
-    except _refusals() as error:
+    except refusals() as error:
         raise refusal(uri, error) from None
 
 
@@ -374,20 +360,6 @@ def best_by(trials: Sequence[TrialRecord], objective: str, *, name: str) -> Tria
 
 def _runs_in(lineage: Lineage) -> dict[str, str]:
     return {key: one["run"] for key, one in lineage.found.items()}
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What MLflow raises where it refuses."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError
-
-
-def _is_taken(error: Exception) -> bool:
-    """Whether what was to be made is there already."""
-    told = f"{getattr(error, 'error_code', '')} {error}"
-    return any(sign in told for sign in ("RESOURCE_ALREADY_EXISTS", "IntegrityError", "database is locked"))
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The mirror against a real SQLite store and a real server."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.tracking.dbmodels.models import SqlDataset
 from mlflow.tracking import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from dashboards.front import as_json, as_markdown
 from dashboards.front_picture import draw_front
@@ -509,6 +514,44 @@ def test_two_processes_that_sync_at_once_leave_one_run_of_each(store: SweepStore
     assert len(everything(mirror.uri)) == 6
 
 
+def test_a_data_set_that_another_process_notes_in_this_moment_is_noted_once(store: SweepStore) -> None:
+    mirror = tracker(store)
+    met = []
+
+    @event.listens_for(Session, "before_flush")
+    def come_first(session: Session, *_: Any) -> None:
+        wanted = [one for one in session.new if isinstance(one, SqlDataset)]
+        if not wanted or met:
+            return
+        one = wanted[0]
+        values = [f"0{one.dataset_uuid[1:]}", one.experiment_id, one.name, one.digest, "t", "s"]
+        with contextlib.closing(sqlite3.connect(store.folder.parent / "mlflow.db")) as other:
+            columns = "dataset_uuid, experiment_id, name, digest, dataset_source_type, dataset_source"
+            other.execute(f"INSERT INTO datasets ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
+            other.commit()
+        met.extend(values)
+
+    try:
+        mirror.sync()
+    finally:
+        event.remove(Session, "before_flush", come_first)
+    assert met
+    assert len(everything(mirror.uri)) == 6
+
+
+def test_a_run_that_is_deleted_while_it_is_written_is_made_anew_at_once(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    (running,) = client.search_runs([experiment], "tags.`bitfront.trial` = 't0004'")
+    client.delete_run(running.info.run_id)
+    # A later sync of the process that knows the run.
+    add_trial(store, 4)
+    mirror.sync()
+    assert everything(mirror.uri)["t0004"]["tags"]["bitfront.state"] == "done"
+
+
 def test_a_second_parent_goes_with_its_children_and_who_wrote_there_goes_on_with_the_first(store: SweepStore) -> None:
     mirror = tracker(store)
     mirror.sync()
@@ -516,7 +559,24 @@ def test_a_second_parent_goes_with_its_children_and_who_wrote_there_goes_on_with
     client = MlflowClient(mirror.uri)
     experiment = client.get_experiment_by_name("bitfront").experiment_id
     second = client.create_run(experiment, tags={"bitfront.sweep": "s@1000"}).info.run_id
-    client.create_run(experiment, tags={"mlflow.parentRunId": second, "bitfront.trial": "t0000"})
+    child = {"mlflow.parentRunId": second, "bitfront.trial": "t0000", "bitfront.sweep_id": "s@1000"}
+    client.create_run(experiment, tags=child)
+    tracker(store).sync()
+    assert everything(mirror.uri) == before
+    # By who had not heard yet that its parent was gone.
+    client.create_run(experiment, tags=child)
+    tracker(store).sync()
+    assert everything(mirror.uri) == before
+
+
+def test_below_a_parent_that_was_deleted_nothing_stays(store: SweepStore) -> None:
+    mirror = tracker(store)
+    mirror.sync()
+    before = everything(mirror.uri)
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("bitfront").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`bitfront.sweep` = 's@1000'")
+    client.delete_run(parent.info.run_id)
     tracker(store).sync()
     assert everything(mirror.uri) == before
 
