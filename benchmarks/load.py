@@ -322,13 +322,16 @@ def check(store: SweepStore) -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=1000, help="at least 100: a tenth has to take time")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between a client's questions")
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--storage", type=Path, help="keep the storage here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.trials < 100:
+        parser.error(f"--trials {options.trials}: give at least 100.")
+    return options
 
 
 def main() -> None:

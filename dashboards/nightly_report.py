@@ -29,15 +29,8 @@ def as_report(report: NightReport) -> RenderableType:
     return Group(*parts)
 
 
-def _title(report: NightReport) -> str:
-    """The verdict, and whether it is the last word."""
-    if not report.left:
-        return report.verdict
-    return f"{report.verdict} so far" if report.sweeps else "nothing judged yet"
-
-
 def _overview(report: NightReport) -> Table:
-    table = Table(title=f"night {report.night}: {_title(report)}", title_justify="left")
+    table = Table(title=f"night {report.night}: {report.standing}", title_justify="left")
     for name in ("sweep", "verdict", "policies", "claims", *_METRICS):
         table.add_column(name, justify="left" if name in ("sweep", "verdict") else "right")
     for sweep in report.sweeps:
@@ -134,7 +127,7 @@ def _closing(report: NightReport) -> str:
 
 def as_markdown(report: NightReport) -> str:
     """The whole report as a document."""
-    lines = [f"# Night {report.night}: {_title(report)}", "", _about(report), ""]
+    lines = [f"# Night {report.night}: {report.standing}", "", _about(report), ""]
     lines += _table(
         ("sweep", "verdict", "policies", "claims", *_METRICS),
         [
@@ -206,5 +199,6 @@ def as_list(reports: Sequence[NightReport]) -> Table:
     for report in reversed(reports):
         verdicts = {sweep.name: sweep.verdict for sweep in report.sweeps}
         cells = [Text(verdicts[name], style=STYLES[verdicts[name]]) if name in verdicts else Text("") for name in names]
-        table.add_row(report.night, Text(report.verdict, style=STYLES[report.verdict]), report.revision[:10], *cells)
+        standing = Text(report.standing, style=STYLES[report.verdict] if report.sweeps else "dim")
+        table.add_row(report.night, standing, report.revision[:10], *cells)
     return table

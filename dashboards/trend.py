@@ -233,7 +233,7 @@ def _nights_section(reports: Sequence[NightReport]) -> Section:
     rows = [
         [
             Cell(night_name(report)),
-            Cell(report.verdict),
+            Cell(report.standing),
             Cell(_counted(report)),
             number(_minutes(report), f"{_minutes(report):.1f}") if report.ended_ms else Cell("–"),
             Cell(report.revision[:COMMIT_LENGTH] + ("-dirty" if report.revision.endswith("-dirty") else "") or "–"),

@@ -88,6 +88,7 @@ def _run(one: Scheduler, *, once: bool) -> bool:
 
 def command_of(launch: Launch, storage: Path, *, address: str, submit: str) -> Sequence[str]:
     """What is run for a launch. A sweep that has begun goes on as it began, whatever its file says now."""
+    from service.records import SWEEP_FILE
     from service.working_copy import Place
 
     cluster, place = ["--address", address] if address else [], str(Place.of(storage))
@@ -96,7 +97,7 @@ def command_of(launch: Launch, storage: Path, *, address: str, submit: str) -> S
         wanted += ["--submit", submit] if submit else []
     elif submit:
         wanted = ["submit", *_named(launch, place), "--address", submit, "--wait"]
-    elif (storage / launch.name / "sweep.json").exists():
+    elif (storage / launch.name / SWEEP_FILE).exists():
         wanted = ["resume", launch.name, "--storage", place, *cluster]
     else:
         wanted = ["run", *_named(launch, place), *cluster]

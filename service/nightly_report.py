@@ -149,6 +149,13 @@ class NightReport:
     sweeps: tuple[SweepReport, ...] = ()
     format: int = FORMAT
 
+    @property
+    def standing(self) -> str:
+        """The verdict, and whether it is the last word."""
+        if not self.left:
+            return self.verdict
+        return f"{self.verdict} so far" if self.sweeps else "nothing judged yet"
+
     def to_content(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
         content: dict[str, Any] = dataclasses.asdict(self)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.pareto import METRICS, SEARCHED, Constraint, Objective, check_objectives, parse_constraint
-from service.records import SweepStore
+from service.records import SWEEP_FILE, SweepStore
 from service.sweeps import find_sweep
 from service.view import SweepView, read_view
 from trainables.errors import ConfigError
@@ -44,10 +44,10 @@ def read_views(
 def find(name: str, storage: Path) -> SweepStore:
     """The sweep of a name in the storage, or in a folder. A name comes before a folder that is called the same."""
     folder = Path(name)
-    is_folder = (folder / "sweep.json").exists()
+    is_folder = (folder / SWEEP_FILE).exists()
     if "/" in name and not is_folder:
         raise ConfigError(f"{name} is not a sweep's folder: it has no sweep.json; give such a folder, or a name.")
-    if is_folder and ("/" in name or not (storage / name / "sweep.json").exists()):
+    if is_folder and ("/" in name or not (storage / name / SWEEP_FILE).exists()):
         return SweepStore.open(folder.absolute())
     return find_sweep(storage, name)
 

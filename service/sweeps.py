@@ -12,7 +12,7 @@ from pathlib import Path
 from service import driver
 from service.combinations import references
 from service.merge import read_sweep, reveal
-from service.records import REFERENCES, NameTakenError, SweepRecord, SweepStore
+from service.records import REFERENCES, SWEEP_FILE, NameTakenError, SweepRecord, SweepStore
 from service.reference_replica import fetch_samples
 from service.replica import replica_of
 from service.revision import revision, version
@@ -130,7 +130,7 @@ def find_sweep(storage: Path, name: str) -> SweepStore:
     """The sweep of this name. Raises StorageError with the names that there are."""
     if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         refresh(storage, name)
-    if not (storage / name / "sweep.json").exists() or "/" in name:
+    if not (storage / name / SWEEP_FILE).exists() or "/" in name:
         names = [store.folder.name for store in list_sweeps(storage)]
         if not names:
             raise StorageError(f"{Place.of(storage)} holds no sweep; run one, or give --storage.")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.nightly_report import (
     SweepReport,
     Verdict,
     save_report,
+    worst,
 )
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), "")
@@ -62,7 +64,7 @@ def night(number: int, *sweeps: SweepReport, started_ms: int = 0) -> NightReport
         folder=f"/s/nightly/night{number}",
         started_ms=started_ms or START_MS + number * DAY_MS,
         ended_ms=(started_ms or START_MS + number * DAY_MS) + 90_000,
-        verdict=max((one.verdict for one in sweeps), key=["reproduced", "new", "drifted", "broken"].index),
+        verdict=worst(one.verdict for one in sweeps),
         revision="a" * 40,
         version="1.2",
         sweeps=sweeps,
@@ -159,6 +161,15 @@ def test_the_page_tells_verdicts_claims_and_what_lies_between_the_baseline_and_a
     last = text.rindex("Each with its verdict and its code")
     assert [*re.findall(r"2025-11-\d\d", text[last:])] == ["2025-11-24", "2025-11-23", "2025-11-22"]
     assert re.findall(r'<li class="(\w+)"', page) == ["new", "reproduced", "drifted", "reproduced", "broken"]
+
+
+def test_a_night_without_a_verdict_yet_has_none() -> None:
+    begun = replace(night(1), left=("digits",), ended_ms=0)
+    cut_off = replace(night(2, sweep()), left=("fashion",), ended_ms=0)
+    text = text_of(trend_page(Nights(reports=(night(0, sweep()), begun, cut_off))))
+    assert "2025-11-23 02:00 UTC nothing judged yet 1 not reached –" in text
+    assert "2025-11-24 02:00 UTC reproduced so far 1 reproduced, 1 not reached –" in text
+    assert "2025-11-22 02:00 UTC reproduced 1 reproduced 1.5" in text
 
 
 def test_what_a_report_says_cannot_become_part_of_the_page() -> None:

@@ -223,6 +223,8 @@ def test_a_night_that_was_cut_off_tells_what_was_done_and_goes_on(sweeps: Path, 
     text = (folder.folder / "report.md").read_text()
     assert "two | not reached" in text
     assert text.startswith(f"# Night {NIGHT}: new so far\n")
+    shown = CliRunner().invoke(main, ["nightly", "show", "--storage", str(tmp_path / "s")]).output
+    assert "new so far" in " ".join(shown.split())
     # Only named by its night.
     report = run_night(begin(tmp_path / "s", NIGHT, []), [], recorded(cut_off), lambda line: None)
     assert begun == [f"one-{NIGHT}", f"two-{NIGHT}", f"two-{NIGHT}"]
