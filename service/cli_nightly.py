@@ -20,6 +20,7 @@ from service.arguments import (
 )
 
 if TYPE_CHECKING:
+    from service.night_folder import NightFolder
     from service.nightly import Move
     from service.nightly_report import NightReport, Verdict
 
@@ -74,6 +75,7 @@ def run(
         raise click.UsageError("Give --address or --submit, not both.")
     if not paths and not night:
         raise click.UsageError("Nothing to run: give a folder of sweeps, sweeps, or a --night to go on with.")
+    from service.night_folder import fetch_nights
     from service.night_launch import Here, Submitted
     from service.nightly import begin, check_files, run_night, sweep_files, tonight
     from service.records import now_ms
@@ -81,6 +83,7 @@ def run(
     files = sweep_files(paths)
     check_files(files)
     begun_ms = now_ms()
+    fetch_nights(storage.absolute())
     folder = begin(storage.absolute(), night or tonight(), files)
     launch = Submitted(submit) if submit else Here(address)
 
@@ -95,7 +98,7 @@ def run(
             _print(folder.report(), as_json=as_json)
             ctx.exit(INTERRUPT_STATUS)
     _print(report, as_json=as_json)
-    _tell(folder.folder, report, begun_ms)
+    _tell(folder, report, begun_ms)
     ctx.exit(_status(_verdict_of(report, [file.stem for file in files])))
 
 
@@ -135,23 +138,33 @@ def _print(report: NightReport, *, as_json: bool) -> None:
         new_console().print(as_report(report), soft_wrap=False)
 
 
-def _tell(folder: Path, report: NightReport, since_ms: int) -> None:
+def _tell(night: NightFolder, report: NightReport, since_ms: int) -> None:
     """Trend page, MLflow, and to people what was judged since. What goes wrong there is told, and is no verdict."""
-    from dashboards.trend import write_trend
     from service.nightly_mirror import record
     from service.notify import notify
     from trainables.errors import BitfrontError
 
     link = ""
     try:
-        write_trend(folder.parent)
-        link = record(folder)
+        _write_trend(night.storage)
+        link = record(night.folder)
     except (BitfrontError, OSError) as error:
         click.echo(f"The night is not recorded in MLflow: {str(error).splitlines()[0]}", err=True)
     judged = [sweep for sweep in report.sweeps if sweep.judged_ms >= since_ms]
     facts = {sweep.name: f"{sweep.verdict}: {sweep.reason}" for sweep in judged}
     if facts:
         notify(f"Night {report.night}: {report.verdict}", facts=facts, link=link)
+
+
+def _write_trend(storage: Path) -> Path:
+    """The page of all nights, whichever machines they ran on."""
+    from dashboards.trend import write_trend
+    from service.night_folder import NIGHTS, carry_file, fetch_nights
+
+    fetch_nights(storage)
+    page = write_trend(storage / NIGHTS)
+    carry_file(page, storage)
+    return page
 
 
 @nightly.command()
@@ -164,8 +177,10 @@ def accept(sweeps: tuple[Path, ...], storage: Path, night: str) -> None:
     A folder stands for its sweeps. Nothing is moved where one of them has not ended, has failed trials, or has been
     changed since that night.
     """
+    from service.night_folder import fetch_nights
     from service.nightly import make_move, plan_move, sweep_files
 
+    fetch_nights(storage.absolute())
     moves = [plan_move(storage.absolute(), file, night) for file in sweep_files(sweeps)]
     for move in moves:
         make_move(move)
@@ -196,9 +211,11 @@ def _moved(move: Move) -> list[str]:
 def show(night: str, storage: Path, as_json: bool) -> None:
     """List past nights, or show the report of one."""
     from dashboards.nightly_report import as_list
-    from service.night_folder import NightFolder, nights
+    from service.night_folder import NightFolder, fetch_nights, nights
     from service.nightly_report import REPORT_FILE
+    from service.working_copy import Place
 
+    fetch_nights(storage.absolute())
     if night:
         _print(NightFolder(storage, night).report(), as_json=as_json)
         return
@@ -215,7 +232,7 @@ def show(night: str, storage: Path, as_json: bool) -> None:
     elif reports:
         new_console().print(as_list(reports))
     else:
-        click.echo(f"{storage} has no night; run one: bitfront nightly DIR")
+        click.echo(f"{Place.of(storage)} has no night; run one: bitfront nightly DIR")
 
 
 @nightly.command()
@@ -223,16 +240,17 @@ def show(night: str, storage: Path, as_json: bool) -> None:
 @click.option("--uri", default="", help="Another MLflow server or database than that of the nights' sweeps.")
 def sync(storage: Path, uri: str) -> None:
     """Bring the trend page and MLflow in line with all nights; rebuilds what is missing there."""
-    from dashboards.trend import write_trend
+    from service.night_folder import NIGHTS, fetch_nights
     from service.nightly_mirror import record_all
     from service.nightly_report import REPORT_FILE
+    from service.working_copy import Place
 
-    folder = storage.absolute() / "nightly"
-    reported = {path.parent.name for path in folder.glob(f"[!.]*/{REPORT_FILE}")}
+    fetch_nights(storage.absolute())
+    reported = {path.parent.name for path in (storage.absolute() / NIGHTS).glob(f"[!.]*/{REPORT_FILE}")}
     if not reported:
-        click.echo(f"{storage} has no night; run one: bitfront nightly DIR")
+        click.echo(f"{Place.of(storage)} has no night; run one: bitfront nightly DIR")
         return
-    page, recorded = write_trend(folder), record_all(storage.absolute(), uri=uri)
+    page, recorded = _write_trend(storage.absolute()), record_all(storage.absolute(), uri=uri)
     for night in sorted(reported.difference(recorded)):
         click.echo(f"{night} is left out: its {REPORT_FILE} is damaged, or none.", err=True)
     click.echo(f"{len(recorded)} nights are recorded; all of them: {page}")

@@ -28,12 +28,13 @@ STOP = "stop"
 
 
 @contextmanager
-def held(replica: Replica, sweep: str) -> Iterator[Lease]:
+def held(replica: Replica, sweep: str, *, look: str = "") -> Iterator[Lease]:
     """Makes this process the driver of a sweep, for as long as it is that of this machine's working copy.
 
-    Raises StorageError where another one is, or where another one has taken over before the end.
+    `look`: the command that shows it, where it is no sweep. Raises StorageError where another one is, or where another
+    one has taken over before the end.
     """
-    lease = Lease(replica, sweep)
+    lease = Lease(replica, sweep, look or f"bitfront status {sweep}")
     lease.take()
     ended = threading.Event()
     beat = threading.Thread(target=lease.beat_until, args=(ended,), name="bitfront-lease", daemon=True)
@@ -70,8 +71,8 @@ def _named(holder: dict[str, Any]) -> str:
 class Lease:
     """This process's hold on a sweep."""
 
-    def __init__(self, replica: Replica, sweep: str) -> None:
-        self._replica, self._sweep, self._key = replica, sweep, f"{sweep}/{LOCK}"
+    def __init__(self, replica: Replica, sweep: str, look: str) -> None:
+        self._replica, self._sweep, self._key, self._look_at = replica, sweep, f"{sweep}/{LOCK}", look
         self._etag, self._beats, self._lost = "", 0, ""
 
     def take(self) -> None:
@@ -119,7 +120,7 @@ class Lease:
             return
         raise StorageError(
             f"{self._sweep} was taken over by {self._lost}, as nothing was heard of this driver for more than "
-            f"{SILENCE_S:g} s. What its trials found is kept; follow it with: bitfront status {self._sweep}"
+            f"{SILENCE_S:g} s. What was found is kept; follow it with: {self._look_at}"
         )
 
     @property

@@ -1,6 +1,7 @@
 """What this machine knows of a working copy's groups: what each file was when it was last the same here and there.
 
-A group is what one process at a time, wherever it is, goes on with: a trial, a sweep's own files, its random policy.
+A group is what one process at a time, wherever it is, goes on with: a trial, a sweep's own files, its random policy, a
+night of `nightly`.
 """
 
 from __future__ import annotations

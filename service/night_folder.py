@@ -5,6 +5,9 @@
                           sweeps/<name>/spec.yaml, log.txt, outcome.json, verdict.json
                           report.json, report.md
 <storage>/<name>-<night>/                       each sweep as any other
+
+Of a storage that is kept as objects the folder is this machine's working copy, as a sweep's is: who runs the night has
+its lease, and carries there what changes.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import driver
+from service import driver, lease
 from service.files import write_json
 from service.nightly_baseline import Outcome
 from service.nightly_report import FORMAT, REPORT_FILE, NightReport, SweepReport, read_as, read_report
-from service.working_copy import copied_in
+from service.object_store import patience
+from service.replica import replica_of
+from service.working_copy import Place
 from trainables.errors import ConfigError, StorageError
+from trainables.patience import wait_s
 
 NIGHTS = "nightly"
 NIGHT_FILE, OUTCOME_FILE, VERDICT_FILE, SPEC_FILE, LOG_FILE = (
@@ -64,19 +70,18 @@ class NightFolder:
     """A night's folder, which may not be there yet."""
 
     def __init__(self, storage: Path, night: str) -> None:
-        """Raises ConfigError for what is no night's name, and for a storage that is kept as objects."""
+        """Raises ConfigError for what is no night's name."""
         if not _NAME.fullmatch(night):
             raise ConfigError(f"--night is {night!r}; give letters a-z, digits and '-', such as 20261122t020000z.")
-        copied = copied_in(storage.absolute())
-        if copied:
-            raise ConfigError(
-                f"--storage is {copied.url}; nights need a folder, shared where their sweeps are submitted."
-            )
         self.storage, self.night = storage.absolute(), night
         self.folder = self.storage / NIGHTS / night
+        self._replica = replica_of(self.storage)
 
     def begin(self, night: Night) -> None:
         """Makes the folder, whole or not at all, unless it is there. Raises StorageError where it cannot be written."""
+        self._fetch()
+        if self.folder.exists():
+            return
         unfinished = self.folder.with_name(f".{self.night}.{uuid.uuid4().hex[:8]}")
         try:
             unfinished.mkdir(parents=True)
@@ -86,6 +91,7 @@ class NightFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
             if not self.folder.exists():
                 raise StorageError(f"--storage: {self.storage} cannot be written: {error.strerror}.") from None
+        self.carry()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -93,15 +99,46 @@ class NightFolder:
         with contextlib.ExitStack() as until_then:
             try:
                 until_then.enter_context(driver.hold(self.folder))
+                if self._replica is not None:
+                    look = f"bitfront nightly show {self.night}"
+                    until_then.enter_context(lease.held(self._replica, self._key, look=look))
             except StorageError as error:
-                who = str(error).partition(". See")[0]
+                who = str(error).partition(". See")[0].removeprefix(f"{NIGHTS}/")
                 raise StorageError(f"night {who}; wait for its end, or give another --night.") from None
-            yield
+            with patience(wait_s()):
+                self._fetch()
+                try:
+                    yield
+                except BaseException:
+                    with contextlib.suppress(StorageError):
+                        self.carry()
+                    raise
+                self.carry()
+
+    @property
+    def _key(self) -> str:
+        return f"{NIGHTS}/{self.night}"
+
+    def _fetch(self) -> None:
+        """What others have pushed of the night is here."""
+        if self._replica is not None:
+            self._replica.fetch(NIGHTS, self.night)
+
+    def carry(self) -> None:
+        """What has changed here is in the storage, where that is kept as objects.
+
+        Raises StorageError where another machine runs the night by now.
+        """
+        if self._replica is None:
+            return
+        if self._replica.is_driven_elsewhere(self._key):
+            raise StorageError(f"night {self.night} is run elsewhere by now; see: bitfront nightly show {self.night}")
+        self._replica.push(NIGHTS, self.night)
 
     def read(self) -> Night:
         """What the night is to do. Raises StorageError for a night that was never begun."""
         if not (self.folder / NIGHT_FILE).exists():
-            raise StorageError(f"{self.storage} has no night {self.night}{_others(self.storage)}")
+            raise StorageError(f"{Place.of(self.storage)} has no night {self.night}{_others(self.storage)}")
         return read_as(Night, self.folder / NIGHT_FILE, FORMAT)
 
     def add(self, sweeps: Sequence[Planned]) -> Night:
@@ -113,6 +150,7 @@ class NightFolder:
                 raise StorageError(f"night {self.night} has a sweep {one.name} already, {known[one.name].file}.")
         night = dataclasses.replace(night, sweeps=tuple(known.values()))
         _save(self.folder / NIGHT_FILE, night)
+        self.carry()
         return night
 
     def of(self, name: str) -> Path:
@@ -127,6 +165,7 @@ class NightFolder:
     def save_verdict(self, report: SweepReport) -> None:
         """Ends a sweep of the night."""
         write_json(self.of(report.name) / VERDICT_FILE, dataclasses.asdict(report))
+        self.carry()
 
     def outcome(self, name: str) -> Outcome | None:
         """What a sweep came to; None where it left nothing."""
@@ -140,8 +179,22 @@ class NightFolder:
     def report(self) -> NightReport:
         """The night's report so far. Raises StorageError where there is none."""
         if not (self.folder / REPORT_FILE).exists():
-            raise StorageError(f"{self.storage} has no report of a night {self.night}{_others(self.storage)}")
+            raise StorageError(f"{Place.of(self.storage)} has no report of a night {self.night}{_others(self.storage)}")
         return read_report(self.folder / REPORT_FILE)
+
+
+def fetch_nights(storage: Path) -> None:
+    """Of a storage that is kept as objects: what other machines have pushed of nights is here."""
+    replica = replica_of(storage)
+    if replica is not None:
+        replica.fetch_all(NIGHTS)
+
+
+def carry_file(path: Path, storage: Path) -> None:
+    """A file of `<storage>/nightly` that belongs to no night is in the storage, where that is kept as objects."""
+    replica = replica_of(storage)
+    if replica is not None:
+        replica.push_file(path)
 
 
 def nights(storage: Path) -> list[NightFolder]:

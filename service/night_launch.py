@@ -19,6 +19,7 @@ from service.arguments import RUN_ERROR
 from service.measured import read_measured
 from service.spec import SweepSpec
 from service.sweeps import is_driven, is_finished, open_sweep
+from service.working_copy import located
 from trainables.errors import BitfrontError
 
 MEASURE = "service.orchestrate.measure"
@@ -60,14 +61,13 @@ class Here:
             # Whatever its status: one that is behind with its record has its result.
             if not is_finished(spec):
                 return what_it_said(log, status)
-        folder = Path(spec.storage.path) / spec.name
-        if read_measured(folder).step_ratio is None:
-            _run([MEASURE, str(folder), *self._measured_at], log)
+        if read_measured(located(spec.storage.path) / spec.name).step_ratio is None:
+            _run([MEASURE, spec.storage.path, spec.name, *self._measured_at], log)
         return ""
 
 
 class Submitted:
-    """A Ray job, on the cluster whose dashboard is at `address`; its storage is a folder that both share."""
+    """A Ray job, on the cluster whose dashboard is at `address`; its storage is one that both reach."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -83,8 +83,7 @@ class Submitted:
             self._wait(spec)
         # Of a night that was cut off: whoever ended it has told its job to stop.
         if not was_running or (not is_finished(spec) and self._status(spec) == "STOPPED"):
-            folder = Path(spec.storage.path) / spec.name
-            then = shlex.join(["python", "-m", MEASURE, str(folder), "auto"])
+            then = shlex.join(["python", "-m", MEASURE, spec.storage.path, spec.name, "auto"])
             jobs.submit_sweep(spec, self._address, then=then)
             self._wait(spec)
         log.write_text("".join(jobs.job_logs(spec.name, self._address, follow=False)), encoding="utf-8")

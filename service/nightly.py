@@ -33,7 +33,9 @@ from service.records import SweepStore, now_ms
 from service.redaction import traceback_of, without_credentials
 from service.revision import commits_between, revision, version
 from service.spec import PROMOTE_FILE, SweepSpec, differences, load_spec
+from service.sweeps import refresh
 from service.verdict import Case, judge
+from service.working_copy import Place
 from trainables.errors import BitfrontError, ConfigError, SpecError, StorageError
 
 Tell = Callable[[str], None]
@@ -155,7 +157,7 @@ def publish(folder: NightFolder, night: Night) -> NightReport:
     environments = [dict(one.environment) for one in judged if one.environment]
     report = NightReport(
         night=night.night,
-        folder=str(folder.folder),
+        folder=str(Place.of(folder.folder)),
         started_ms=night.started_ms,
         ended_ms=0 if left else max((one.judged_ms for one in judged), default=0) or now_ms(),
         verdict=worst(one.verdict for one in judged),
@@ -167,6 +169,7 @@ def publish(folder: NightFolder, night: Night) -> NightReport:
     )
     save_report(folder.folder / REPORT_FILE, report)
     write_text(folder.folder / MARKDOWN_FILE, as_markdown(report))
+    folder.carry()
     return report
 
 
@@ -189,7 +192,7 @@ def _run_one(folder: NightFolder, night: Night, one: Planned, launch: Launch) ->
     write_text(own / SPEC_FILE, spec.text)
     if spec.promotion:
         write_text(own / PROMOTE_FILE, spec.promotion.text)
-    named = [f"name={one.sweep}", f"storage.path={json.dumps(str(folder.storage))}"]
+    named = [f"name={one.sweep}", f"storage.path={json.dumps(str(Place.of(folder.storage)))}"]
     ours = load_spec(file, named, to_launch=True)
     error = launch(ours, file, own / LOG_FILE)
     outcome = _outcome(folder, night, one)
@@ -221,6 +224,7 @@ def _baseline(file: Path) -> tuple[Baseline | None, str]:
 
 def _outcome(folder: NightFolder, night: Night, one: Planned) -> Outcome | None:
     """What the storage has of the sweep."""
+    refresh(folder.storage, one.sweep)
     try:
         store = SweepStore.open(folder.storage / one.sweep)
         sweep, trials = store.sweep(), store.trials()

@@ -20,7 +20,7 @@ from service.records import SweepStore
 from service.run_facts import KIND_TAG, NOTE_TAG, SWEEP_TAG, TAG_LENGTH, MetricPoint
 from service.run_writer import KnownRun, RunWriter
 from service.simultaneous import make_once
-from service.sweeps import stored_tracking
+from service.sweeps import refresh, stored_tracking
 from service.tracking import check_tracking, resolve_uri, server_address
 from trainables.errors import BitfrontError, StorageError
 
@@ -76,6 +76,7 @@ def record_all(storage: Path, *, uri: str = "") -> list[str]:
 def _tracking_of(report: NightReport, storage: Path) -> str:
     """Where the first of its sweeps that has begun is recorded; without one, the storage's own database."""
     for sweep in report.sweeps:
+        refresh(storage, sweep.sweep)
         if (storage / sweep.sweep / "spec.yaml").exists():
             return resolve_uri(stored_tracking(SweepStore(storage / sweep.sweep)).uri, storage)
     return resolve_uri("", storage)

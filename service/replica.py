@@ -43,6 +43,8 @@ from service.object_store import SINGLE_PUT, ConditionError, Entry, Found, Objec
 from service.working_copy import Copied, copied_in
 from trainables.errors import StorageError
 
+NO_SWEEPS = ("references", "nightly")
+"""Folders of a storage that are carried each in its own way."""
 LOCK = "driver.lock"
 """Of a sweep, the object that says who drives it, as `service.lease` writes it."""
 READ_WAIT_S = 2.0
@@ -76,13 +78,16 @@ class Replica:
     def sweep_names(self) -> list[str]:
         """Folders of the storage that may be sweeps, there or here."""
         here = [path.parent.name for path in self.root.glob(f"[!.]*/{SWEEP_RECORD}")]
-        return sorted({*(name for name in self.store.children("")[1] if name[0] != "."), *here})
+        there = [name for name in self.store.children("")[1] if name[0] != "." and name not in NO_SWEEPS]
+        return sorted({*there, *here})
 
     def fetch_sweep(self, sweep: str) -> None:
         """Brings a sweep here in line with what others have pushed; without checkpoints.
 
         The sweep's own files are left alone where this process drives it: nobody else writes them.
         """
+        if sweep in NO_SWEEPS:
+            return
         listed = self.store.entries(f"{sweep}/")
         if f"{sweep}/{SWEEP_RECORD}" not in listed:
             self._forget(sweep)
@@ -97,10 +102,21 @@ class Replica:
             group_here, marks = Group(self.root, sweep, name), Group(self.root, sweep, name).marks()
             if name == SWEEP and sweep in self.driving and (group_here.folder / SWEEP_RECORD).exists():
                 continue
-            # The listing is older than what a process of this machine may have pushed: looked at again under the lock.
             if _is_behind(there.get(name, {}), marks, checkpoint=False) or group_here.missing(marks)[1]:
-                with contextlib.suppress(BlockingIOError), group_here.alone(READ_WAIT_S):
-                    self._fetch(group_here, checkpoint=False)
+                self._look_at(group_here)
+
+    def fetch_all(self, folder: str) -> None:
+        """Brings each group of a folder that is no sweep, such as a night of `nightly`, in line with the store."""
+        there: dict[str, dict[str, Entry]] = {}
+        for key, entry in self.store.entries(f"{folder}/").items():
+            name, _, file = key.removeprefix(f"{folder}/").partition("/")
+            if file and is_carried(file):
+                there.setdefault(name, {})[file] = entry
+        known = [path.stem for path in (notes(self.root) / folder).glob("[!.]*.marks")]
+        for name in sorted({*there, *known}):
+            group, marks = Group(self.root, folder, name), Group(self.root, folder, name).marks()
+            if _is_behind(there.get(name, {}), marks, checkpoint=False) or group.missing(marks)[1]:
+                self._look_at(group)
 
     def fetch(self, sweep: str, name: str, *, checkpoint: bool = True, exact: bool = False) -> None:
         """Brings a group in line with what others have pushed.
@@ -292,6 +308,12 @@ class Replica:
         keys = [(group.prefix + file, group.folder / file, marks[file].there) for file in sorted(lost, key=order)]
         if keys and self._download(keys):
             marks.update({file: Mark(marks[file].there, stat_of(group.folder / file)) for file in lost})
+
+    def _look_at(self, group: Group) -> None:
+        """Fetches a group for who only reads. Its listing is older than what a process of this machine may have pushed
+        since, so that it is made again, under the lock."""
+        with contextlib.suppress(BlockingIOError), group.alone(READ_WAIT_S):
+            self._fetch(group, checkpoint=False)
 
     def _listed(self, group: Group) -> dict[str, Entry]:
         prefix = group.prefix

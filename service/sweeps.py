@@ -14,7 +14,7 @@ from service.combinations import references
 from service.merge import read_sweep, reveal
 from service.records import REFERENCES, SWEEP_FILE, NameTakenError, SweepRecord, SweepStore
 from service.reference_replica import fetch_samples
-from service.replica import replica_of
+from service.replica import NO_SWEEPS, replica_of
 from service.revision import revision, version
 from service.settings import StorageConfig, TrackingConfig
 from service.space import points
@@ -27,7 +27,7 @@ from trainables.errors import ConfigError, StorageError, did_you_mean
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
 """Ray's own notes, of no use once its processes are gone."""
-RESERVED = (REFERENCES, "artifacts", "mlflow.db", "nightly", "schedule")
+RESERVED = (*NO_SWEEPS, "artifacts", "mlflow.db", "schedule")
 """Names in a storage folder that no sweep can have."""
 
 
@@ -79,6 +79,7 @@ def refresh(storage: Path, name: str) -> None:
 
 def is_finished(spec: SweepSpec) -> bool:
     """Whether the storage has a sweep of this name that ran to its end."""
+    refresh(_storage(spec), spec.name)
     with contextlib.suppress(StorageError):
         return SweepStore(_storage(spec) / spec.name).sweep().end == "finished"
     return False

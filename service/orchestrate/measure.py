@@ -1,6 +1,6 @@
 """What a nightly report has besides a sweep's results: the environment of its trials, and the ratio of steps there.
 
-Run at the end of a sweep, by itself:  python -m service.orchestrate.measure SWEEP_FOLDER [ADDRESS]
+Run at the end of a sweep, by itself:  python -m service.orchestrate.measure STORAGE SWEEP [ADDRESS]
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from service.environment import environment
+from service.marks import SWEEP
 from service.measured import Measured, read_measured, save_measured
 from service.method_choice import example_with
 from service.records import SweepStore
 from service.spec import SweepSpec
-from service.sweeps import stored_spec
+from service.sweeps import find_sweep, stored_spec
 from service.varied import METHOD
+from service.working_copy import located
 from trainables.config import TrialConfig
 
 PREFERRED = ("rgmpq", "gmpq", "bpnas", "edmips", "limpq")
@@ -54,21 +55,28 @@ def timed(config: TrialConfig | None, *, threads: int, workers: int) -> float:
     return (api.step_ratio(config, threads=threads, workers=workers) if config else None) or 0.0
 
 
-def measure(folder: Path, address: str) -> None:
+def measure(storage: str, name: str, address: str) -> None:
     """Writes into the sweep's folder what is not known yet, from here or from a machine that has its trials.
 
     The environment comes first: it is known also where the timing fails. What was measured stays, and in another
     environment than that of the trials nothing is timed.
     """
-    spec = stored_spec(SweepStore.open(folder))
-    known, config = read_measured(folder), timed_config(spec)
+    store = find_sweep(located(storage), name)
+    spec, known = stored_spec(store), read_measured(store.folder)
+    config = timed_config(spec)
     share = {"threads": spec.resources.cpus_per_worker, "workers": spec.resources.workers}
     with _there(spec, address) as there:
         found = Measured(environment=there(partial(surroundings, **share)))
         if known.environment not in ({}, found.environment):
             return
-        save_measured(folder, found)
-        save_measured(folder, replace(found, step_ratio=there(partial(timed, config, **share))))
+        _keep(store, found)
+        _keep(store, replace(found, step_ratio=there(partial(timed, config, **share))))
+
+
+def _keep(store: SweepStore, found: Measured) -> None:
+    save_measured(store.folder, found)
+    if store.replica is not None:
+        store.replica.push(store.folder.name, SWEEP)
 
 
 @contextlib.contextmanager
@@ -98,4 +106,4 @@ if __name__ == "__main__":
     # Found by its name where a machine of a cluster unpickles it.
     from service.orchestrate.measure import measure as by_name
 
-    by_name(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
+    by_name(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else "")

@@ -23,7 +23,6 @@ from service.records import SweepStore
 from service.revision import commits_between, revision
 from service.spec import SweepSpec
 from service.sweeps import open_sweep
-from service.working_copy import located
 from tests.service.outcomes import HERE, SPEC, outcome
 from trainables.errors import ConfigError, SpecError, StorageError
 
@@ -253,12 +252,6 @@ def test_a_night_is_named_so_that_it_can_be_a_folder(tmp_path: Path) -> None:
     for name in ("", "../x", "A", "x" * 41):
         with pytest.raises(ConfigError, match="--night is"):
             NightFolder(tmp_path, name)
-
-
-def test_a_night_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="--storage is s3://bucket/a; nights need a folder"):
-        NightFolder(located("s3://bucket/a"), NIGHT)
 
 
 def test_accept_moves_to_the_last_night_or_to_the_one_that_is_named_and_keeps_the_box(
