@@ -26,6 +26,7 @@ from tests.service.outcomes import SPEC, outcome
 from tests.service.test_nightly import recorded
 from trainables.errors import StorageError
 
+from ..orchestrate import test_jobs
 from ..orchestrate.conftest import Bitfront, wait_for
 from ..orchestrate.test_nightly_for_real import SWEEP as TINY
 from . import test_sweeps_on_objects
@@ -33,7 +34,7 @@ from .test_sweeps_on_objects import kill_all
 
 Machine = Callable[[str], Replica]
 NIGHT = "20261122t020000z"
-command = test_sweeps_on_objects.command
+command, head = test_sweeps_on_objects.command, test_jobs.head
 
 
 @pytest.fixture
@@ -200,3 +201,22 @@ def test_a_real_night_whose_machine_is_lost_goes_on_on_another_one(
     assert all(found["metrics"]["step_ratio"] > 1 for found in report["sweeps"])
     output = command("three")("nightly", str(folder), "--night", "n2", "--storage", url, timeout=900)
     assert "reproduced" in output
+
+
+@pytest.mark.long
+def test_a_nights_jobs_run_on_a_cluster_that_shares_no_folder_with_who_waits(
+    command: Callable[[str], Bitfront], machine: Machine, url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    cluster = machine("cluster")
+    address = request.getfixturevalue("head")
+    folder = tmp_path / "sweeps"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(TINY)
+    client = command("client")
+    arguments = ("nightly", str(folder), "--submit", address, "--storage", url)
+    client(*arguments, "--night", "n1", "--accept-new", timeout=900)
+    assert (cluster.root / "tiny-n1" / "measured.json").exists()
+    assert not (cluster.root / "nightly").exists()
+    assert "reproduced" in client(*arguments, "--night", "n2", timeout=900)
+    report = json.loads(client("nightly", "show", "n2", "--json", "--storage", url))
+    assert report["sweeps"][0]["metrics"]["step_ratio"] > 1
