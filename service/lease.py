@@ -34,7 +34,7 @@ def held(replica: Replica, sweep: str, *, look: str = "") -> Iterator[Lease]:
     `look`: the command that shows it, where it is no sweep. Raises StorageError where another one is, or where another
     one has taken over before the end.
     """
-    lease = Lease(replica, sweep, look or f"bitfront status {sweep}")
+    lease = Lease(replica, sweep, look=look)
     lease.take()
     ended = threading.Event()
     beat = threading.Thread(target=lease.beat_until, args=(ended,), name="bitfront-lease", daemon=True)
@@ -71,8 +71,9 @@ def _named(holder: dict[str, Any]) -> str:
 class Lease:
     """This process's hold on a sweep."""
 
-    def __init__(self, replica: Replica, sweep: str, look: str) -> None:
-        self._replica, self._sweep, self._key, self._look_at = replica, sweep, f"{sweep}/{LOCK}", look
+    def __init__(self, replica: Replica, sweep: str, *, look: str = "") -> None:
+        self._replica, self._sweep, self._key = replica, sweep, f"{sweep}/{LOCK}"
+        self._command = look or f"bitfront status {sweep}"
         self._etag, self._beats, self._lost = "", 0, ""
 
     def take(self) -> None:
@@ -120,7 +121,7 @@ class Lease:
             return
         raise StorageError(
             f"{self._sweep} was taken over by {self._lost}, as nothing was heard of this driver for more than "
-            f"{SILENCE_S:g} s. What was found is kept; follow it with: {self._look_at}"
+            f"{SILENCE_S:g} s. What was found is kept; follow it with: {self._command}"
         )
 
     @property
