@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dashboards.attribution_pictures import colours, data_uri, map_png, thumbnail_png
 from service.baseline import Baseline, attribution_of
-from service.records import REFERENCES
+from service.marks import REFERENCES
 from service.view import SweepView
 from trainables.errors import StorageError
 from trainables.samples import ATTRIBUTION_FILE, SampleImages, SampleMaps

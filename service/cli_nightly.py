@@ -140,12 +140,14 @@ def _print(report: NightReport, *, as_json: bool) -> None:
 
 def _tell(night: NightFolder, report: NightReport, since_ms: int) -> None:
     """Trend page, MLflow, and to people what was judged since. What goes wrong there is told, and is no verdict."""
+    from service.night_folder import fetch_nights
     from service.nightly_mirror import record
     from service.notify import notify
     from trainables.errors import BitfrontError
 
     link = ""
     try:
+        fetch_nights(night.storage)  # others may have run meanwhile, elsewhere
         _write_trend(night.storage)
         link = record(night.folder)
     except (BitfrontError, OSError) as error:
@@ -157,11 +159,11 @@ def _tell(night: NightFolder, report: NightReport, since_ms: int) -> None:
 
 
 def _write_trend(storage: Path) -> Path:
-    """The page of all nights, whichever machines they ran on."""
+    """The page of all nights that are here."""
     from dashboards.trend import write_trend
-    from service.night_folder import NIGHTS, carry_file, fetch_nights
+    from service.marks import NIGHTS
+    from service.night_folder import carry_file
 
-    fetch_nights(storage)
     page = write_trend(storage / NIGHTS)
     carry_file(page, storage)
     return page
@@ -240,7 +242,8 @@ def show(night: str, storage: Path, as_json: bool) -> None:
 @click.option("--uri", default="", help="Another MLflow server or database than that of the nights' sweeps.")
 def sync(storage: Path, uri: str) -> None:
     """Bring the trend page and MLflow in line with all nights; rebuilds what is missing there."""
-    from service.night_folder import NIGHTS, fetch_nights
+    from service.marks import NIGHTS
+    from service.night_folder import fetch_nights
     from service.nightly_mirror import record_all
     from service.nightly_report import REPORT_FILE
     from service.working_copy import Place

@@ -88,7 +88,7 @@ def _run(one: Scheduler, *, once: bool) -> bool:
 
 def command_of(launch: Launch, storage: Path, *, address: str, submit: str) -> Sequence[str]:
     """What is run for a launch. A sweep that has begun goes on as it began, whatever its file says now."""
-    from service.records import SWEEP_FILE
+    from service.marks import SWEEP_FILE
     from service.working_copy import Place
 
     cluster, place = ["--address", address] if address else [], str(Place.of(storage))

@@ -7,8 +7,9 @@ import statistics
 from pathlib import Path
 
 from service.combinations import Surveyed, combinations, subject
+from service.marks import REFERENCES
 from service.plan import Estimate, count
-from service.records import REFERENCES, SweepStore
+from service.records import SweepStore
 from service.spec import SweepSpec, load_spec
 from service.working_copy import located
 from trainables import api

@@ -24,10 +24,12 @@ from trainables.report import checkpoint_files
 
 SWEEP, TRIALS, RANDOM = "", "trials", "random"
 """Groups: a sweep's own files; below `trials` one for each; the random policy."""
-CHECKPOINT, TRIAL, RESULT, RECORD, SWEEP_RECORD = (
+CHECKPOINT, TRIAL, RESULT, RECORD, SWEEP_FILE = (
     "checkpoint.pt", "trial.json", "result.json", "record.json", "sweep.json",
 )  # fmt: skip
-_ORDER = {"history.jsonl": 1, CHECKPOINT: 2, TRIAL: 3, SWEEP_RECORD: 3, RECORD: 8, RESULT: 9}
+REFERENCES, NIGHTS = "references", "nightly"
+"""Folders of a storage that are no sweeps, and are carried each in its own way."""
+_ORDER = {"history.jsonl": 1, CHECKPOINT: 2, TRIAL: 3, SWEEP_FILE: 3, RECORD: 8, RESULT: 9}
 """In which a group's files are written anywhere; 0 for others. A history has the epochs of its checkpoint, at least."""
 BEFORE = checkpoint_files(Path(CHECKPOINT))[1].name
 """The checkpoint before, kept in case that a disk damages the newest. An object is whole, and its store keeps it so."""
@@ -124,7 +126,7 @@ class Group:
     def _was_removed(self, file: str, marks: Mapping[str, Mark]) -> bool:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if self.name == SWEEP:
-                return file == "page-error.txt" and (self.folder / SWEEP_RECORD).exists()
+                return file == "page-error.txt" and (self.folder / SWEEP_FILE).exists()
             if self.name == RANDOM:
                 # All of it goes where another policy is drawn.
                 known = marks[POLICY].here if POLICY in marks else None
@@ -159,11 +161,15 @@ def notes(root: Path) -> Path:
     return root / ".replica"
 
 
+def marked(root: Path, folder: str) -> list[str]:
+    """The groups of a folder of which something is known, by the names of their marks."""
+    place = notes(root) / folder
+    return [path.relative_to(place).as_posix().removesuffix(".marks") for path in place.rglob("[!.]*.marks")]
+
+
 def marked_groups(root: Path, sweep: str) -> list[str]:
     """The groups of a sweep of which something is known."""
-    folder = notes(root) / sweep
-    found = [path.relative_to(folder).as_posix().removesuffix(".marks") for path in folder.rglob("[!.]*.marks")]
-    return [SWEEP if group == "sweep" else group for group in found]
+    return [SWEEP if group == "sweep" else group for group in marked(root, sweep)]
 
 
 @contextmanager

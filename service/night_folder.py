@@ -23,6 +23,7 @@ from pathlib import Path
 
 from service import driver, lease
 from service.files import write_json
+from service.marks import NIGHTS
 from service.nightly_baseline import Outcome
 from service.nightly_report import FORMAT, REPORT_FILE, NightReport, SweepReport, read_as, read_report
 from service.object_store import patience
@@ -31,7 +32,6 @@ from service.working_copy import Place
 from trainables.errors import ConfigError, StorageError
 from trainables.patience import wait_s
 
-NIGHTS = "nightly"
 NIGHT_FILE, OUTCOME_FILE, VERDICT_FILE, SPEC_FILE, LOG_FILE = (
     "night.json",
     "outcome.json",
@@ -109,11 +109,10 @@ class NightFolder:
                 self._fetch()
                 try:
                     yield
-                except BaseException:
+                finally:
+                    # What was judged is there already; a sweep that was cut off has left its log.
                     with contextlib.suppress(StorageError):
                         self.carry()
-                    raise
-                self.carry()
 
     @property
     def _key(self) -> str:
@@ -150,7 +149,6 @@ class NightFolder:
                 raise StorageError(f"night {self.night} has a sweep {one.name} already, {known[one.name].file}.")
         night = dataclasses.replace(night, sweeps=tuple(known.values()))
         _save(self.folder / NIGHT_FILE, night)
-        self.carry()
         return night
 
     def of(self, name: str) -> Path:
@@ -165,7 +163,6 @@ class NightFolder:
     def save_verdict(self, report: SweepReport) -> None:
         """Ends a sweep of the night."""
         write_json(self.of(report.name) / VERDICT_FILE, dataclasses.asdict(report))
-        self.carry()
 
     def outcome(self, name: str) -> Outcome | None:
         """What a sweep came to; None where it left nothing."""

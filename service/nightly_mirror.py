@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dashboards.trend import PAGE_FILE
+from service.marks import NIGHTS
 from service.nightly_report import MARKDOWN_FILE, REPORT_FILE, VERDICTS, NightReport, SweepReport, Verdict, read_report
 from service.records import SweepStore
 from service.run_facts import KIND_TAG, NOTE_TAG, SWEEP_TAG, TAG_LENGTH, MetricPoint
@@ -64,7 +65,7 @@ def record(night_folder: Path, *, uri: str = "") -> str:
 def record_all(storage: Path, *, uri: str = "") -> list[str]:
     """Records every night of a storage, the first first; which. What is no report, or a damaged one, is left out."""
     found = {}
-    for path in (storage / "nightly").glob(f"[!.]*/{REPORT_FILE}"):
+    for path in (storage / NIGHTS).glob(f"[!.]*/{REPORT_FILE}"):
         with contextlib.suppress(StorageError):
             found[path.parent] = read_report(path)
     nights = sorted(found, key=lambda folder: (found[folder].started_ms, folder.name))

@@ -37,7 +37,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from service import lease
 from service.files import append, append_line, printable, read_lines, write_json, write_once, write_text
-from service.marks import SWEEP, TRIALS
+from service.marks import REFERENCES, SWEEP, SWEEP_FILE, TRIALS
 from service.replica import ReplacedError, Replica, replica_of
 from trainables.choices import Choices
 from trainables.errors import StorageError
@@ -52,9 +52,6 @@ STATES: tuple[State, ...] = ("pending", "running", "done", "pruned", "diverged",
 STAGES: tuple[Stage, ...] = ("search", "finetune")
 Failure = Literal["", "out of memory", "nan", "user error", "lost worker", "timed out", "pre-empted", "error"]
 """Why a trial failed (or diverged: `nan`)."""
-REFERENCES = "references"
-SWEEP_FILE = "sweep.json"
-"""A folder with it is a sweep's."""
 LOG_FILE = "log.txt"
 CHECKPOINT_FILE = "checkpoint.pt"
 POLICY_FILE = "policy.json"

@@ -20,10 +20,12 @@ from typing import Any
 from service.marks import (
     BEFORE,
     CHECKPOINT,
+    NIGHTS,
     RANDOM,
+    REFERENCES,
     RESULT,
     SWEEP,
-    SWEEP_RECORD,
+    SWEEP_FILE,
     TRIAL,
     TRIALS,
     Group,
@@ -32,6 +34,7 @@ from service.marks import (
     Stat,
     has_content_of,
     is_carried,
+    marked,
     marked_groups,
     notes,
     order,
@@ -43,8 +46,6 @@ from service.object_store import SINGLE_PUT, ConditionError, Entry, Found, Objec
 from service.working_copy import Copied, copied_in
 from trainables.errors import StorageError
 
-NO_SWEEPS = ("references", "nightly")
-"""Folders of a storage that are carried each in its own way."""
 LOCK = "driver.lock"
 """Of a sweep, the object that says who drives it, as `service.lease` writes it."""
 READ_WAIT_S = 2.0
@@ -77,8 +78,8 @@ class Replica:
 
     def sweep_names(self) -> list[str]:
         """Folders of the storage that may be sweeps, there or here."""
-        here = [path.parent.name for path in self.root.glob(f"[!.]*/{SWEEP_RECORD}")]
-        there = [name for name in self.store.children("")[1] if name[0] != "." and name not in NO_SWEEPS]
+        here = [path.parent.name for path in self.root.glob(f"[!.]*/{SWEEP_FILE}")]
+        there = [name for name in self.store.children("")[1] if name[0] != "." and name not in (REFERENCES, NIGHTS)]
         return sorted({*there, *here})
 
     def fetch_sweep(self, sweep: str) -> None:
@@ -86,24 +87,23 @@ class Replica:
 
         The sweep's own files are left alone where this process drives it: nobody else writes them.
         """
-        if sweep in NO_SWEEPS:
+        if sweep in (REFERENCES, NIGHTS):
             return
         listed = self.store.entries(f"{sweep}/")
-        if f"{sweep}/{SWEEP_RECORD}" not in listed:
+        if f"{sweep}/{SWEEP_FILE}" not in listed:
             self._forget(sweep)
             return
         (self.root / sweep / TRIALS).mkdir(parents=True, exist_ok=True)
         there: dict[str, dict[str, Entry]] = {}
         for key, entry in listed.items():
-            group, file = split(key.removeprefix(f"{sweep}/"))
-            if group is not None:
-                there.setdefault(group, {})[file] = entry
+            place, file = split(key.removeprefix(f"{sweep}/"))
+            if place is not None:
+                there.setdefault(place, {})[file] = entry
         for name in sorted({*there, *marked_groups(self.root, sweep)}, reverse=True):
-            group_here, marks = Group(self.root, sweep, name), Group(self.root, sweep, name).marks()
-            if name == SWEEP and sweep in self.driving and (group_here.folder / SWEEP_RECORD).exists():
-                continue
-            if _is_behind(there.get(name, {}), marks, checkpoint=False) or group_here.missing(marks)[1]:
-                self._look_at(group_here)
+            group = Group(self.root, sweep, name)
+            is_ours = name == SWEEP and sweep in self.driving and (group.folder / SWEEP_FILE).exists()
+            if not is_ours:
+                self._catch_up(group, there.get(name, {}))
 
     def fetch_all(self, folder: str) -> None:
         """Brings each group of a folder that is no sweep, such as a night of `nightly`, in line with the store."""
@@ -112,11 +112,8 @@ class Replica:
             name, _, file = key.removeprefix(f"{folder}/").partition("/")
             if file and is_carried(file):
                 there.setdefault(name, {})[file] = entry
-        known = [path.stem for path in (notes(self.root) / folder).glob("[!.]*.marks")]
-        for name in sorted({*there, *known}):
-            group, marks = Group(self.root, folder, name), Group(self.root, folder, name).marks()
-            if _is_behind(there.get(name, {}), marks, checkpoint=False) or group.missing(marks)[1]:
-                self._look_at(group)
+        for name in sorted({*there, *marked(self.root, folder)}):
+            self._catch_up(Group(self.root, folder, name), there.get(name, {}))
 
     def fetch(self, sweep: str, name: str, *, checkpoint: bool = True, exact: bool = False) -> None:
         """Brings a group in line with what others have pushed.
@@ -181,21 +178,21 @@ class Replica:
         For whoever holds the lease of the name. What is left of a sweep that was not removed to its end goes.
         """
         there = self.store.entries(f"{sweep}/")
-        if f"{sweep}/{SWEEP_RECORD}" in there:
+        if f"{sweep}/{SWEEP_FILE}" in there:
             return False
         self.store.delete(key for key in there if key != f"{sweep}/{LOCK}")
         self._forget(sweep)
         group, marks = Group(unfinished.parent, unfinished.name, SWEEP), Marks()
         for file, stat in group.scan().items():
             content = (unfinished / file).read_bytes()
-            etag = self.store.put(f"{sweep}/{file}", content, replaces="" if file == SWEEP_RECORD else None)
+            etag = self.store.put(f"{sweep}/{file}", content, replaces="" if file == SWEEP_FILE else None)
             marks[file] = Mark(Entry(etag, len(content)), stat)
         Group(self.root, sweep, SWEEP).save(marks)
         return True
 
     def remove(self, sweep: str) -> None:
         """Deletes a sweep's objects; it is out of the list at once, even where that is cut off."""
-        self.store.delete([f"{sweep}/{SWEEP_RECORD}"])
+        self.store.delete([f"{sweep}/{SWEEP_FILE}"])
         left = self.store.entries(f"{sweep}/")
         self.store.delete(key for key in left if key != f"{sweep}/{LOCK}")
         shutil.rmtree(notes(self.root) / sweep, ignore_errors=True)
@@ -309,11 +306,13 @@ class Replica:
         if keys and self._download(keys):
             marks.update({file: Mark(marks[file].there, stat_of(group.folder / file)) for file in lost})
 
-    def _look_at(self, group: Group) -> None:
-        """Fetches a group for who only reads. Its listing is older than what a process of this machine may have pushed
-        since, so that it is made again, under the lock."""
-        with contextlib.suppress(BlockingIOError), group.alone(READ_WAIT_S):
-            self._fetch(group, checkpoint=False)
+    def _catch_up(self, group: Group, there: Mapping[str, Entry]) -> None:
+        """For who only reads: fetches a group where it is not as it was listed, or has lost files here."""
+        marks = group.marks()
+        if _is_behind(there, marks, checkpoint=False) or group.missing(marks)[1]:
+            # The listing is older than what a process of this machine may have pushed: looked at again under the lock.
+            with contextlib.suppress(BlockingIOError), group.alone(READ_WAIT_S):
+                self._fetch(group, checkpoint=False)
 
     def _listed(self, group: Group) -> dict[str, Entry]:
         prefix = group.prefix

@@ -19,7 +19,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from service.arguments import INTERRUPT_STATUS, RECORD_BEHIND
-from service.night_folder import NIGHTS, VERDICT_FILE
+from service.marks import NIGHTS
+from service.night_folder import VERDICT_FILE
 from service.notify import notify
 from service.schedule import PUNCTUAL, ScheduleConfig, next_launches
 from service.schedule_due import Decision, decide

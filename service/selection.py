@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from service.marks import SWEEP_FILE
 from service.pareto import METRICS, SEARCHED, Constraint, Objective, check_objectives, parse_constraint
-from service.records import SWEEP_FILE, SweepStore
+from service.records import SweepStore
 from service.sweeps import find_sweep
 from service.view import SweepView, read_view
 from trainables.errors import ConfigError

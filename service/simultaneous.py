@@ -17,7 +17,7 @@ PATIENCE_S = 20.0
 SIGNS = (
     "RESOURCE_ALREADY_EXISTS",
     "must be in the 'active' state",  # the run was the second of its kind, and was deleted
-    "IntegrityError",  # SQLite
+    "IntegrityError",  # SQLite, MySQL
     "UniqueViolation",  # PostgreSQL
     "database is locked",
 )
@@ -43,7 +43,7 @@ def make_once(make: Callable[[], T], *, uri: str, what: str) -> T:
         try:
             return make()
         except refused as error:
-            if not is_taken(error):
+            if not _is_taken(error):
                 raise refusal(uri, error) from None
             if time.monotonic() >= until:
                 raise TrackingError(f"{refusal(uri, error)}; another process {what} the same: run it again") from None
@@ -51,7 +51,7 @@ def make_once(make: Callable[[], T], *, uri: str, what: str) -> T:
         time.sleep(random.uniform(0, 0.1 * attempts))
 
 
-def is_taken(error: Exception) -> bool:
+def _is_taken(error: Exception) -> bool:
     """Whether what was to be made is there already, or was taken away by one who had made it first."""
     told = f"{getattr(error, 'error_code', '')} {error}"
     return any(sign in told for sign in SIGNS)

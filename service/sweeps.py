@@ -11,10 +11,11 @@ from pathlib import Path
 
 from service import driver
 from service.combinations import references
+from service.marks import NIGHTS, REFERENCES, SWEEP_FILE
 from service.merge import read_sweep, reveal
-from service.records import REFERENCES, SWEEP_FILE, NameTakenError, SweepRecord, SweepStore
+from service.records import NameTakenError, SweepRecord, SweepStore
 from service.reference_replica import fetch_samples
-from service.replica import NO_SWEEPS, replica_of
+from service.replica import replica_of
 from service.revision import revision, version
 from service.settings import StorageConfig, TrackingConfig
 from service.space import points
@@ -27,7 +28,7 @@ from trainables.errors import ConfigError, StorageError, did_you_mean
 
 TRAIN_FOLDER, TUNE_FOLDER = "train", "tune"
 """Ray's own notes, of no use once its processes are gone."""
-RESERVED = (*NO_SWEEPS, "artifacts", "mlflow.db", "schedule")
+RESERVED = (REFERENCES, NIGHTS, "artifacts", "mlflow.db", "schedule")
 """Names in a storage folder that no sweep can have."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.marks import SWEEP, SWEEP_RECORD, TRIALS, Group
+from service.marks import SWEEP, SWEEP_FILE, TRIALS, Group
 from service.object_store import StoreAwayError, patience
 from service.records import SweepStore
 from service.reference_replica import fetch_checkpoint, fetch_reference, push_checkpoint, push_reference
@@ -58,7 +58,7 @@ def attempt_begun(
         barrier()
         if rank != 0:
             store.replica.fetch(store.folder.name, name, exact=True)
-        if not (store.folder / SWEEP_RECORD).exists():
+        if not (store.folder / SWEEP_FILE).exists():
             store.replica.fetch(store.folder.name, SWEEP)
         barrier()
         yield store

@@ -31,8 +31,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from service.marks import SWEEP_FILE
 from service.pareto import METRICS
-from service.records import SWEEP_FILE, SweepStore, TrialRecord
+from service.records import SweepStore, TrialRecord
 from service.space import Domain, Scalar, fit, is_active, points, suggest, unit_point
 from service.spec import SweepSpec
 from trainables.errors import ConfigError, StorageError

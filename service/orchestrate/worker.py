@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from service.baseline import Baseline, attribution_of, checkpoint_of
 from service.files import write_text
-from service.marks import RANDOM
+from service.marks import RANDOM, SWEEP_FILE
 from service.orchestrate.carrier import (
     alone,
     attempt_begun,
@@ -24,7 +24,7 @@ from service.orchestrate.carrier import (
 )
 from service.orchestrate.failures import failure_of, message_of
 from service.promoted import model_folder
-from service.records import SWEEP_FILE, SweepStore, TrialRecord, now_ms
+from service.records import SweepStore, TrialRecord, now_ms
 from service.redaction import traceback_of
 from service.replica import ReplacedError
 from service.working_copy import Place

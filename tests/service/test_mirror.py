@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Run
 from mlflow.store.tracking.dbmodels.models import SqlDataset
 from mlflow.tracking import MlflowClient
 from sqlalchemy import event
@@ -151,10 +152,13 @@ def everything(uri: str, *, sweep_id: str = "s@1000") -> dict[str, Any]:
     return found
 
 
-def search(uri: str, query: str) -> list[str]:
+def runs(uri: str, query: str) -> list[Run]:
     client = MlflowClient(uri)
-    found = client.search_runs([client.get_experiment_by_name("bitfront").experiment_id], query)
-    return sorted(run.data.tags.get("bitfront.trial", "parent") for run in found)
+    return list(client.search_runs([client.get_experiment_by_name("bitfront").experiment_id], query))
+
+
+def search(uri: str, query: str) -> list[str]:
+    return sorted(run.data.tags.get("bitfront.trial", "parent") for run in runs(uri, query))
 
 
 def test_a_child_has_all_that_is_known_of_its_trial(store: SweepStore) -> None:
@@ -370,8 +374,7 @@ def test_a_sync_that_was_cut_off_after_the_metrics_does_not_double_them(store: S
     mirror.sync()
     before = everything(mirror.uri)
     client = MlflowClient(mirror.uri)
-    experiment = client.get_experiment_by_name("bitfront").experiment_id
-    for run in client.search_runs([experiment], "tags.`bitfront.trial` != ''"):
+    for run in runs(mirror.uri, "tags.`bitfront.trial` != ''"):
         client.set_tag(run.info.run_id, "bitfront.epochs", "0")
         client.set_tag(run.info.run_id, "bitfront.state", "running")
     tracker(store).sync()
@@ -542,10 +545,8 @@ def test_a_data_set_that_another_process_notes_in_this_moment_is_noted_once(stor
 def test_a_run_that_is_deleted_while_it_is_written_is_made_anew_at_once(store: SweepStore) -> None:
     mirror = tracker(store)
     mirror.sync()
-    client = MlflowClient(mirror.uri)
-    experiment = client.get_experiment_by_name("bitfront").experiment_id
-    (running,) = client.search_runs([experiment], "tags.`bitfront.trial` = 't0004'")
-    client.delete_run(running.info.run_id)
+    (running,) = runs(mirror.uri, "tags.`bitfront.trial` = 't0004'")
+    MlflowClient(mirror.uri).delete_run(running.info.run_id)
     # A later sync of the process that knows the run.
     add_trial(store, 4)
     mirror.sync()
@@ -573,10 +574,8 @@ def test_below_a_parent_that_was_deleted_nothing_stays(store: SweepStore) -> Non
     mirror = tracker(store)
     mirror.sync()
     before = everything(mirror.uri)
-    client = MlflowClient(mirror.uri)
-    experiment = client.get_experiment_by_name("bitfront").experiment_id
-    (parent,) = client.search_runs([experiment], "tags.`bitfront.sweep` = 's@1000'")
-    client.delete_run(parent.info.run_id)
+    (parent,) = runs(mirror.uri, "tags.`bitfront.sweep` = 's@1000'")
+    MlflowClient(mirror.uri).delete_run(parent.info.run_id)
     tracker(store).sync()
     assert everything(mirror.uri) == before
 

@@ -12,18 +12,19 @@ from click.testing import CliRunner
 
 from service import lease
 from service.cli import main
-from service.files import write_json
-from service.marks import SWEEP
+from service.measured import Measured
 from service.night_folder import NightFolder, fetch_nights, nights
 from service.nightly import begin, make_move, plan_move, run_night, sweep_files
 from service.nightly_baseline import Outcome
 from service.nightly_report import NightReport
+from service.orchestrate.measure import _keep
 from service.records import SweepStore
 from service.replica import Replica
 from service.spec import SweepSpec
 from service.sweeps import find_sweep, list_sweeps
-from tests.service.outcomes import SPEC, outcome
-from tests.service.test_nightly import recorded
+from tests.service import test_nightly
+from tests.service.outcomes import outcome
+from tests.service.test_nightly import NIGHT, recorded
 from trainables.errors import StorageError
 
 from ..orchestrate import test_jobs
@@ -33,17 +34,7 @@ from . import test_sweeps_on_objects
 from .test_sweeps_on_objects import kill_all
 
 Machine = Callable[[str], Replica]
-NIGHT = "20261122t020000z"
-command, head = test_sweeps_on_objects.command, test_jobs.head
-
-
-@pytest.fixture
-def sweeps(tmp_path: Path) -> Path:
-    folder = tmp_path / "sweeps"
-    folder.mkdir()
-    for name in ("one", "two"):
-        (folder / f"{name}.yaml").write_text(SPEC.replace("two-methods", name))
-    return folder
+command, head, sweeps = test_sweeps_on_objects.command, test_jobs.head, test_nightly.sweeps
 
 
 def run(
@@ -169,8 +160,7 @@ def test_what_was_measured_of_a_sweep_is_carried(machine: Machine, sweeps: Path)
     one = machine("one")
     run(one, sweeps)
     store = SweepStore.open(one.root / f"one-{NIGHT}")
-    write_json(store.folder / "measured.json", {"environment": {}, "step_ratio": 3.0})
-    one.push(store.folder.name, SWEEP)
+    _keep(store, Measured(environment={}, step_ratio=3.0))
     assert (
         '"step_ratio": 3.0' in (find_sweep(machine("two").root, store.folder.name).folder / "measured.json").read_text()
     )
